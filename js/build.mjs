@@ -3,6 +3,7 @@ import { execFileSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { build } from "esbuild";
 import { minify } from "terser";
+import { PRIVATE, shortNames } from "./mangle.mjs";
 
 export const entries = ["index", "json", "node"];
 
@@ -13,7 +14,8 @@ export const shared = {
   minify: true,
   // Fields without a value need no code.
   tsconfigRaw: { compilerOptions: { useDefineForClassFields: false, target: "ES2022" } },
-  mangleProps: /[a-z]_$/,
+  mangleProps: PRIVATE,
+  mangleCache: shortNames(),
   legalComments: "none",
   logLevel: "warning",
 };
@@ -26,7 +28,7 @@ export async function bundle(options) {
   const made = await minify(script.replace(/^\/\/# sourceMappingURL.*/m, ""), {
     module,
     ecma: 2022,
-    compress: { passes: 3, pure_getters: true, unsafe_arrows: true, unsafe_methods: true },
+    compress: { passes: 3, hoist_funs: true, pure_getters: true, unsafe_arrows: true, unsafe_methods: true },
     sourceMap: content && { content },
   });
   return { code: made.code, map: made.map };

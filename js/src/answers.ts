@@ -1,9 +1,9 @@
 /** The server's calls: which handlers there are, which calls run, and what those that ran answered. */
 
 import { checkReserved, timer, visible, type Core } from "./client.js";
-import type { Conn } from "./conn.js";
+import { CONTROL, type Conn } from "./conn.js";
 import { BothwaysError, isKind, textOf } from "./error.js";
-import { EMPTY, type Frame, type Meta } from "./frame.js";
+import { EMPTY, MSGPACK_TYPE, type Frame, type Meta } from "./frame.js";
 import { parseOffset } from "./session.js";
 import type { CallHandler } from "./types.js";
 
@@ -12,6 +12,8 @@ const RESULTS_MAX = 1024;
 /** Bytes of their replies. Of older ones only that they have run is known. */
 const RESULT_BYTES_MAX = 4 << 20;
 const ID_LENGTH_MAX = 64;
+/** Most bytes of the names of the methods that the server may call. */
+const METHODS_BYTES_MAX = 4096;
 /** Calls on one connection that wait for their answers, repetitions among them. */
 const WAITING_MAX = 1024;
 
@@ -76,6 +78,15 @@ export class Answers {
   private running_ = 0;
 
   constructor(private client_: Core) {}
+
+  /** The methods that the server may call; presence, which is MessagePack, is one of them. Too many are not named: then it
+   * may call any. */
+  methods_(): Meta {
+    const { topics_, control_ } = this.client_;
+    const presence = topics_ && control_.type == MSGPACK_TYPE ? [CONTROL + ".Presence"] : [];
+    const names = [...this.handlers_.keys(), ...presence].join();
+    return names.length > METHODS_BYTES_MAX ? {} : { "_bw.fns": names };
+  }
 
   announce_() {
     this.announced_ = new Set(this.handlers_.keys());

@@ -4,7 +4,7 @@ import type { Answers } from "./answers.js";
 import type { Codec } from "./codec.js";
 import { Conn, CONTROL, now } from "./conn.js";
 import { BothwaysError, errorOf, textOf, tooMuch } from "./error.js";
-import { isFailed, isPacked, MSGPACK_TYPE, OFFSET_MASK, ONEWAY, PUSH_BIT, type Frame, type Meta } from "./frame.js";
+import { isFailed, isPacked, OFFSET_MASK, ONEWAY, PUSH_BIT, type Frame, type Meta } from "./frame.js";
 import { listen, type Listeners } from "./listeners.js";
 import { Pushes } from "./pushes.js";
 import { ACK_MESSAGES, parseOffset, Session, type Failure } from "./session.js";
@@ -26,11 +26,10 @@ const CONNS_MAX = 3;
 const AFTER_MAX = 3_600_000;
 /** What a timer takes. */
 const TIMER_MAX = 2 ** 31 - 1;
-/** Most bytes of the names of the methods that the server may call. */
-const METHODS_BYTES_MAX = 4096;
 /** Reported errors are so far apart. */
 const CALM = 1000;
 
+const GOODBYE = "the server said goodbye: ";
 const CAPABILITIES = "cancel,goodbye,ping,sessions,outcomes";
 
 const DEFAULTS = {
@@ -130,8 +129,8 @@ export class Core {
   /** @internal Begins to follow the page, and returns what ends that. */
   follow_?: () => () => void;
   private unfollow_?: () => void;
-  /** @internal Reads the value of an error. */
-  detail_?(packed: string): unknown;
+  /** @internal Gives an error its value. */
+  detail_?(error: BothwaysError, packed: string): void;
 
   /** @internal The newest connection; up or still being greeted. */
   conn_?: Conn;
@@ -151,10 +150,12 @@ export class Core {
   private hasRenewed_ = false;
   private retry_?: ReturnType<typeof setTimeout>;
   private retryAt_ = 0;
-  private notBefore_ = 0;
+  /** @internal The server wants no try before that. */
+  notBefore_ = 0;
   private ackTimer_?: ReturnType<typeof setTimeout>;
   private ackDue_ = 0;
-  private isPaused_ = false;
+  /** @internal The page sleeps: no connection is made. */
+  isPaused_ = false;
   private reported_ = -CALM;
 
   constructor(/** @internal */ readonly address_: string, options: CoreOptions, parts: Parts) {
@@ -286,7 +287,7 @@ export class Core {
       "_bw.v": "1",
       "_bw.caps": (this.answers_ ? "calls," : "") + CAPABILITIES,
       "_bw.max": `${frameBytesMax}`,
-      ...this.methods_(),
+      ...(this.answers_?.methods_() ?? { "_bw.fns": "" }),
       ...this.session_.hello_(),
     };
     this.store_?.save_();
@@ -297,14 +298,6 @@ export class Core {
     } catch (error) {
       this.finish_(new BothwaysError("not_connected", textOf(error), { cause: error }), "not_connected");
     }
-  }
-
-  /** The methods that the server may call; presence, which is MessagePack, is one of them. Too many are not named: then it
-   * may call any. */
-  private methods_(): Meta {
-    const presence = this.topics_ && this.control_.type == MSGPACK_TYPE ? [CONTROL + ".Presence"] : [];
-    const names = [...(this.answers_?.handlers_.keys() ?? []), ...presence].join();
-    return names.length > METHODS_BYTES_MAX || /[^\x20-\x7e]/.test(names) ? {} : { "_bw.fns": names };
   }
 
   /** @internal */
@@ -368,15 +361,15 @@ export class Core {
     this.enter_({ name: "reconnecting", in: wait, why: error });
   }
 
-  /** The next try is in so many milliseconds, or something else; without a number, nothing is planned. */
-  private plan_(wait?: number, late?: () => void) {
+  /** @internal The next try is in so many milliseconds, or something else; without a number, nothing is planned. */
+  plan_(wait?: number, late?: () => void) {
     clearTimeout(this.retry_);
     this.retryAt_ = late ? 0 : now() + wait!;
     if (wait! >= 0 && !this.isPaused_) this.retry_ = timer(late ?? (() => void this.attempt_()), wait!);
   }
 
-  /** Something waits for the connection, or the network is back: the next try is not later than this. */
-  private hurry_(most: number) {
+  /** @internal Something waits for the connection, or the network is back: the next try is not later than this. */
+  hurry_(most: number) {
     const wait = Math.max(this.notBefore_ - now(), 0) + Math.random() * most;
     if (now() + wait < this.retryAt_) this.plan_(wait);
   }
@@ -414,7 +407,7 @@ export class Core {
   private goodbye_(conn: Conn, { "_bw.code": code, "_bw.why": text, "_bw.after": after }: Meta) {
     if (conn != this.conn_) return;
     if (isForGood(code)) return this.goAway_(code!, text);
-    const why = new BothwaysError("closed", text || `the server said goodbye: ${code}`);
+    const why = new BothwaysError("closed", text || GOODBYE + code);
     this.detach_(conn);
     // Another tab that has a copy of this session has taken it over: two that take it from each other would go on so for
     // ever, and this one begins anew.
@@ -436,7 +429,7 @@ export class Core {
   // ---- The session --------------------------------------------------------------------------------------------------
 
   /** For good. The server is told that nobody comes back to the session; without a connection, it keeps that for a time. */
-  private goAway_(code: string, text = "the server sent this client away: " + code) {
+  private goAway_(code: string, text = GOODBYE + code) {
     if (this.session_.sid_) this.sessionConn_?.say_("Leave", this.session_.ack_());
     this.forget_();
     this.finish_(new BothwaysError("closed", text), code);
@@ -490,7 +483,7 @@ export class Core {
       if (conn != this.sessionConn_) return;
       if (!isOurs && this.session_.isNew_(offset) && !this.pushes_.hasRoom_(frame)) {
         // A resume brings it again.
-        throw new BothwaysError("queue_full", "too many pushes wait for the application");
+        throw tooMuch();
       }
       if (!this.session_.receive_(offset)) return;
     }
@@ -520,13 +513,8 @@ export class Core {
 
   // ---- What is sent -------------------------------------------------------------------------------------------------
 
-  /** @internal Calls `_bothways`. */
-  async ask_(method: string, args: object): Promise<any> {
-    const codec = this.control_;
-    return this.decode_(await this.send_(CONTROL, method, args, { codec }), codec);
-  }
-
-  private send_(path_: string, method_: string, args: unknown, options: CallOptions, isOneway_ = false): Promise<Frame> {
+  /** @internal */
+  send_(path_: string, method_: string, args: unknown, options: CallOptions, isOneway_ = false): Promise<Frame> {
     const { codec = this.codecs_[0]!, meta: meta_ = {}, signal, timeout = this.settings_.timeout } = options;
     return new Promise((ok, no) => {
       signal?.throwIfAborted();
@@ -584,7 +572,7 @@ export class Core {
         if (this.waiting_.size >= callsMax || this.waitingBytes_ + payload_.length > sendBytesMax) throw tooMuch();
         this.waiting_.add(request);
         this.waitingBytes_ += payload_.length;
-        const late = () => new BothwaysError("not_connected", "there was no connection in time");
+        const late = () => new BothwaysError("not_connected", "no connection in time");
         request.timer_ = timer(() => request.settle_(late()), Math.min(left, connectionWait));
         this.hurry_(backoffBase * 2 ** WANTED_DOUBLINGS);
       }
@@ -609,33 +597,8 @@ export class Core {
       this.dispatch_(request);
       return isHere ? this.renew_(error) : this.spare_(conn);
     }
-    try {
-      const packed = conn.isNegotiated_ && frame.meta_["_bw.detail"];
-      if (packed) error.detail = this.detail_?.(packed);
-    } catch {
-      // An error whose detail cannot be read is an error all the same.
-    }
+    if (conn.isNegotiated_) this.detail_?.(error, frame.meta_["_bw.detail"] ?? "");
     request.settle_(error);
-  }
-
-  // ---- The page -----------------------------------------------------------------------------------------------------
-
-  /** @internal The page sleeps: nothing is received from here on, and the server need not find that out by itself. */
-  suspend_() {
-    this.ackNow_();
-    this.store_?.save_();
-    this.isPaused_ = true;
-    clearTimeout(this.retry_);
-    this.conn_?.end_(new BothwaysError("lost", "the page sleeps"));
-  }
-
-  /** @internal The page is there again, or its network: within so many milliseconds it is known whether the server is. */
-  wake_(patience: number) {
-    const wasPaused = this.isPaused_;
-    this.isPaused_ = false;
-    if (wasPaused && !this.conn_) this.plan_(Math.max(0, this.notBefore_ - now()));
-    this.conn_?.probeNow_(patience);
-    this.hurry_(0);
   }
 
   /** @internal */
@@ -650,4 +613,4 @@ export class Core {
   }
 }
 
-const farewell = () => new BothwaysError("lost", "the server said goodbye");
+const farewell = () => new BothwaysError("lost", GOODBYE);

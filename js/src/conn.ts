@@ -197,7 +197,7 @@ export class Conn {
     const calls = [...this.calls_.values()];
     this.calls_.clear();
     this.events_.ended_(this, error);
-    const lost = new BothwaysError("lost", `the connection was lost before the reply: ${error.message}`, {
+    const lost = new BothwaysError("lost", `before the reply: ${error.message}`, {
       cause: error,
       maybeExecuted: true,
     });

@@ -52,7 +52,8 @@ export function errorOf({ __rpcx_error__: text, ...said }: Meta, isNegotiated: b
   return error;
 }
 
-export const tooMuch = () => new BothwaysError("queue_full", "too much waits to be sent");
+/** Calls to be sent, or pushes to be handled. */
+export const tooMuch = () => new BothwaysError("queue_full", "too much waits");
 
 /** The text of whatever was thrown, at most 1 KiB of it. */
 export const textOf = (error: unknown): string => {

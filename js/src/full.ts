@@ -15,7 +15,13 @@ export class Client extends Core {
   constructor(address: string, options: Options, dial: Dial) {
     const codec = msgpack();
     super(address, options, { codecs: [codec, json(), raw()], dial });
-    this.detail_ = (packed) => codec.decode(Uint8Array.from(atob(packed), (char) => char.charCodeAt(0)));
+    this.detail_ = (error, packed) => {
+      try {
+        error.detail = codec.decode(Uint8Array.from(atob(packed), (char) => char.charCodeAt(0)));
+      } catch {
+        // An error whose detail cannot be read is an error all the same.
+      }
+    };
     answersOf(this);
     topicsOf(this);
     followPage(this);

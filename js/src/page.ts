@@ -1,6 +1,8 @@
 /** A page that is hidden, frozen, left, shown again, or off line. */
 
 import type { Core } from "./client.js";
+import { now } from "./conn.js";
+import { BothwaysError } from "./error.js";
 
 /** How long a server has to say anything after the page was shown, woken, or is on or off line: in milliseconds. */
 const PATIENCE = 3000;
@@ -12,14 +14,28 @@ const PATIENCE = 3000;
  */
 export function followPage(client: Core): void {
   client.follow_ = () => {
-    const wake = () => client.wake_(PATIENCE);
-    const sleep = () => client.suspend_();
+    const probe = () => client.conn_?.probeNow_(PATIENCE);
+    const wake = () => {
+      const wasPaused = client.isPaused_;
+      client.isPaused_ = false;
+      if (wasPaused && !client.conn_) client.plan_(Math.max(0, client.notBefore_ - now()));
+      probe();
+      client.hurry_(0);
+    };
+    // Nothing is received from here on, and the server need not find that out by itself.
+    const sleep = () => {
+      client.ackNow_();
+      client.store_?.save_();
+      client.isPaused_ = true;
+      client.plan_();
+      client.conn_?.end_(new BothwaysError("lost", "the page sleeps"));
+    };
     const steps: Record<string, (event: any) => void> = {
       online: wake,
       pageshow: wake,
       resume: wake,
       freeze: sleep,
-      offline: () => client.conn_?.probeNow_(PATIENCE),
+      offline: probe,
       visibilitychange: () => document.visibilityState == "visible" && wake(),
       // Where the page may come back, and its session with it, the session waits for it.
       pagehide: ({ persisted }) => (persisted || client.store_ ? sleep() : client.close()),

@@ -1,6 +1,7 @@
 /** Subscriptions: what the session has, where each topic is, and who is there. */
 
 import type { Core } from "./client.js";
+import { CONTROL } from "./conn.js";
 import { BothwaysError } from "./error.js";
 import { listen, type Listeners } from "./listeners.js";
 import { parseOffset } from "./session.js";
@@ -158,6 +159,13 @@ export class Topics {
     return sub;
   }
 
+  /** Calls `_bothways`. */
+  private async call_(method: string, args: object): Promise<any> {
+    const { client_: client } = this;
+    const codec = client.control_;
+    return client.decode_(await client.send_(CONTROL, method, args, { codec }), codec);
+  }
+
   /** Goes on where an earlier page was. */
   restore_() {
     for (const topic of this.all_.values()) if (!topic.at_.epoch) this.place_(topic);
@@ -185,7 +193,7 @@ export class Topics {
   /** The server is not to have it. What cannot be told now is told on the next connection. */
   private async unsubscribe_(name: string): Promise<void> {
     if (!this.client_.conn_?.isUp_ || !this.left_.has(name)) return;
-    const isDone = await this.client_.ask_("Unsubscribe", { Topic: name }).then(() => true, () => false);
+    const isDone = await this.call_("Unsubscribe", { Topic: name }).then(() => true, () => false);
     if (isDone && !this.all_.has(name)) this.left_.delete(name);
   }
 
@@ -251,7 +259,7 @@ export class Topics {
       let [wait, most]: readonly [number, number] = SOON;
       topic.isAsked_ = true;
       try {
-        const { Epoch, Offset, Later, More, Recovered } = (await client.ask_("Subscribe", args)) ?? {};
+        const { Epoch, Offset, Later, More, Recovered } = (await this.call_("Subscribe", args)) ?? {};
         if (!goesOn()) return;
         const at = { epoch: parseOffset(`${Epoch}`), offset: parseOffset(`${Offset}`) };
         if (!Later || More) topic.note_(at);
@@ -348,7 +356,7 @@ export class Topics {
     const found = new Map<string, Member>();
     let generation: number | undefined;
     for (let [AfterUser, AfterSession, more] = ["", "", true]; more; ) {
-      const { Generation, Members, More } = (await this.client_.ask_("Roster", { Topic: topic.name_, AfterUser, AfterSession })) ?? {};
+      const { Generation, Members, More } = (await this.call_("Roster", { Topic: topic.name_, AfterUser, AfterSession })) ?? {};
       if (round != topic.rosters_) return;
       generation ??= Number(Generation) || 0;
       const members: any[] = Array.isArray(Members) ? Members : [];

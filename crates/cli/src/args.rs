@@ -193,6 +193,11 @@ pub(crate) struct ServeArgs {
     #[arg(long, requires = "http")]
     pub(crate) http_debug: bool,
 
+    /// Take pages of this origin over WebSocket, besides those of ADDR itself, such as http://localhost:3000; may be
+    /// repeated
+    #[arg(long = "origin", value_name = "ORIGIN")]
+    pub(crate) origins: Vec<String>,
+
     /// Speak TLS with this certificate chain (PEM)
     #[cfg(feature = "tls")]
     #[arg(long, value_name = "FILE", requires = "tls_key")]

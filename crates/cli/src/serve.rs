@@ -4,11 +4,13 @@
 use std::path::Path;
 use std::{hash::BuildHasher, net::IpAddr, time::Duration};
 
+#[cfg(feature = "tls")]
+use bothways::transport::tls::{TlsIdentity, TlsServer};
 use bothways::{
     AdmissionOptions, Push, Rate, ServeError, Server, ServerBuilder,
     server::{AdminOptions, EmptyAdminToken, Listening},
     session::TopicOptions,
-    transport::Address,
+    transport::{Address, ListenOptions, ws::WsOrigins},
 };
 use bothways_http::{ADMIN_PAGE_PATH, AdminPage, HttpListening};
 use bothways_metrics::Calls;
@@ -108,12 +110,15 @@ fn build(args: &ServeArgs, callers: &Remembered, joined: &Remembered, calls: &Ca
         builder = builder.admin(admin_options(args, &token)?);
     }
 
+    let origins = args.origins.iter().fold(WsOrigins::same_host(), WsOrigins::and);
+    let listen = ListenOptions::default().ws_origins(origins);
     #[cfg(feature = "tls")]
-    if let (Some(chain), Some(key)) = (&args.tls_cert, &args.tls_key) {
-        builder = with_tls(builder, chain, key)?;
-    }
+    let listen = match (&args.tls_cert, &args.tls_key) {
+        (Some(chain), Some(key)) => listen.tls(tls_of(chain, key)?),
+        _ => listen,
+    };
 
-    Ok(builder.build())
+    Ok(builder.listen_options(listen).build())
 }
 
 /// Who may use the admin service, with its page.
@@ -154,17 +159,11 @@ fn with_auth_token(builder: ServerBuilder, expected: &Secret) -> ServerBuilder {
     })
 }
 
-/// Serves with the certificate chain and the key of these PEM files.
+/// The certificate chain and the key of these PEM files.
 #[cfg(feature = "tls")]
-fn with_tls(builder: ServerBuilder, chain: &Path, key: &Path) -> Result<ServerBuilder, Failure> {
-    use bothways::transport::{
-        ListenOptions,
-        tls::{TlsIdentity, TlsServer},
-    };
-
+fn tls_of(chain: &Path, key: &Path) -> Result<TlsServer, Failure> {
     let tls = TlsIdentity::from_pem_files(chain, key).and_then(TlsServer::new);
-    let tls = tls.map_err(|error| Failure::usage(format!("cannot serve with TLS: {error}")))?;
-    Ok(builder.listen_options(ListenOptions::default().tls(tls)))
+    tls.map_err(|error| Failure::usage(format!("cannot serve with TLS: {error}")))
 }
 
 /// Prints the addresses, the services and how to stop.
