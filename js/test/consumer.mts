@@ -1,6 +1,6 @@
 // What an application in TypeScript sees: compiled, and never run.
 import { Bothways, BothwaysError, msgpack, raw, type Message, type Options, type State } from "bothways";
-import { Bothways as OfJson, handle, json, keepSession, subscribe } from "bothways/json";
+import { Bothways as OfJson, followPage, handle, json, keepSession, subscribe } from "bothways/json";
 import { Bothways as OfNode } from "bothways/node";
 
 const options: Options = { token: async () => "t", codec: msgpack({ int64: "bigint" }), storage: sessionStorage };
@@ -15,6 +15,7 @@ sub.on("gap", ({ topic }) => topic.length);
 const { recovered }: { recovered: boolean } = await sub.ready;
 const small = new OfJson("/_rpcx_", { codec: json({ rename: "pascal" }) });
 keepSession(small, sessionStorage, "key");
+followPage(small);
 handle(small, "Chat", { last: (args: number, call) => call.signal.aborted && args });
 void subscribe(small, "news.>", (value, message) => [value, message.topic]).unsubscribe();
 small.close();
