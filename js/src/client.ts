@@ -267,7 +267,7 @@ export class Core {
 
   private async attempt_(): Promise<void> {
     const round = ++this.round_;
-    const { token: ask, connectTimeout, frameBytesMax } = this.settings_;
+    const { token: ask, connectTimeout, frameBytesMax, device } = this.settings_;
     const fail = (error: unknown) => {
       if (round == this.round_) this.down_(new BothwaysError("lost", "there is no token: " + textOf(error), { cause: error }));
     };
@@ -287,6 +287,7 @@ export class Core {
       "_bw.v": "1",
       "_bw.caps": (this.answers_ ? "calls," : "") + CAPABILITIES,
       "_bw.max": `${frameBytesMax}`,
+      ...(device && { "_bw.dev": device }),
       ...(this.answers_?.methods_() ?? { "_bw.fns": "" }),
       ...this.session_.hello_(),
     };

@@ -8,6 +8,9 @@ export interface CoreOptions {
   /** The token that goes with every request (`__AUTH`), or a function that returns it: asked before each connection, and
    * once more when the server has refused the token. After a second refusal the client is closed. Default: none. */
   token?: string | (() => string | Promise<string>);
+  /** The name of this device, at most 64 bytes: each of a user's devices has its own place among his durable pushes.
+   * Default: none. */
+  device?: string;
   /** The codec of arguments. Replies and pushes say themselves which one they have. */
   codec?: Codec;
   /** How long a call waits for its reply unless it says so itself. The server learns of it. Default 30,000. */

@@ -33,7 +33,7 @@ const connected = async (states, times = 1) => {
 const acked = (connection, ack) => connection.frames.find(({ method_, meta_ }) => method_ === "Ack" && meta_["_bw.ack"] === ack, `the Ack ${ack}`);
 
 test("a Hello says who comes, and its token goes with every request", async (t) => {
-  const { bw, server, states } = pair(t, { token: "tok" });
+  const { bw, server, states } = pair(t, { token: "tok", device: "laptop" });
   assert.equal(bw.state.name, "idle");
   await assert.rejects(bw.call("P", "m"), { code: "not_connected" });
   bw.handle("Chat", { last: () => 1 });
@@ -44,6 +44,7 @@ test("a Hello says who comes, and its token goes with every request", async (t) 
   assert.equal(hello.meta_.__AUTH, "tok");
   assert.equal(hello.meta_["_bw.fns"], "Chat.last,_bothways.Presence");
   assert.equal(hello.meta_["_bw.max"], `${8 << 20}`);
+  assert.equal(hello.meta_["_bw.dev"], "laptop");
 
   const call = bw.call("P", "m", { a: 1 }, { meta: { k: "v" }, timeout: 5000 });
   const frame = await connection.next("m");
