@@ -200,7 +200,7 @@ impl Node {
         let mut answers = Answers { answers: Vec::new(), silent: Vec::new() };
         let Ok(bytes) = question.encode(SerializeType::MSGPACK) else { return answers };
         let mut asking = JoinSet::new();
-        for node in self.others() {
+        for node in self.members() {
             asking.spawn(ask(Arc::clone(self.engine()), node, bytes.clone(), within));
         }
         while let Some(asked) = asking.join_next().await {

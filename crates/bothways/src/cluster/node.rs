@@ -11,8 +11,11 @@
 //! watcher under no lock of a session.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Weak},
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,6 +25,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, watch},
+    task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
 
@@ -86,8 +90,6 @@ pub(crate) struct Node {
     pub(super) home: Weak<dyn Home>,
     joined: Instant,
     pub(super) state: Mutex<State>,
-    /// Mail of each origin.
-    incoming: Mutex<HashMap<NodeId, Arc<Mutex<Incoming<Bytes>>>>>,
     /// Woken when links may be idle.
     said: Notify,
     /// Its tasks end with it.
@@ -102,13 +104,26 @@ struct Told {
     left: Calm,
 }
 
+/// One life of a node, under one name.
+struct Life {
+    me: NodeId,
+    /// Mail of each origin. What is still sent to this name when the life is over is not run.
+    incoming: Mutex<HashMap<NodeId, Arc<Mutex<Incoming<Bytes>>>>>,
+    is_over: AtomicBool,
+}
+
 pub(super) struct State {
     /// `None`: it is no member at the moment.
-    me: Option<NodeId>,
+    life: Option<Arc<Life>>,
     lease: Option<Arc<dyn Lease>>,
+    /// It has left, and begins no other life.
+    has_left: bool,
     pub(super) members: BTreeMap<NodeId, Link>,
     origin: Origin<Standing>,
     receipts: HashMap<PushNumber, Receipt>,
+    /// What receipts are to be told, in the order in which it was decided, and whether somebody is telling them.
+    settling: VecDeque<(Receipt, Moved<Standing>)>,
+    is_settling: bool,
     next: PushNumber,
     owed: HashMap<NodeId, Owed<Standing>>,
     /// Pushes of all others that it answers for.
@@ -180,18 +195,20 @@ impl Node {
             home,
             joined: Instant::now(),
             state: Mutex::new(State {
-                me: None,
+                life: None,
                 lease: None,
+                has_left: false,
                 members: BTreeMap::new(),
                 origin: Origin::new(),
                 receipts: HashMap::new(),
+                settling: VecDeque::new(),
+                is_settling: false,
                 next: 1,
                 owed: HashMap::new(),
                 owing: 0,
                 former: Vec::new(),
                 calls: CallsOfNode::new(),
             }),
-            incoming: Mutex::default(),
             said: Notify::new(),
             stop: watch::Sender::new(false),
             told: Told::default(),
@@ -218,13 +235,18 @@ impl Node {
 
     /// Its number while it is a member.
     pub(crate) fn me(&self) -> Option<NodeId> {
-        self.state.lock().me
+        self.state.lock().life.as_ref().map(|life| life.me)
     }
 
     /// The other members, as far as it knows.
     pub(crate) fn others(&self) -> Vec<NodeId> {
         let state = self.state.lock();
         state.members.iter().filter(|(_, link)| !link.is_missing).map(|(node, _)| *node).collect()
+    }
+
+    /// The other members, also those whose leases seem to have ended: until they are buried they may be at work.
+    pub(super) fn members(&self) -> Vec<NodeId> {
+        self.state.lock().members.keys().copied().collect()
     }
 
     /// What it says of itself at this moment.
@@ -241,7 +263,8 @@ impl Node {
     /// Takes mail first, and then a lease: a member that is seen answers.
     async fn begin_life(self: &Arc<Self>) -> Result<(), EngineDown> {
         let me = NodeId::random();
-        let inbox: Arc<dyn Inbox> = Arc::new(Mailbox { node: Arc::downgrade(self) });
+        let life = Arc::new(Life { me, incoming: Mutex::default(), is_over: AtomicBool::new(false) });
+        let inbox: Arc<dyn Inbox> = Arc::new(Mailbox { node: Arc::downgrade(self), life: Arc::clone(&life) });
         self.engine.listen(me, inbox).await?;
         let lease = match self.engine.lease(me, self.card(), self.options.lease).await {
             Ok(lease) => lease,
@@ -260,10 +283,19 @@ impl Node {
             return Err(EngineDown);
         };
 
-        let mut state = self.state.lock();
-        (state.me, state.lease) = (Some(me), Some(lease));
-        state.former.clear();
-        drop(state);
+        let too_late = {
+            let mut state = self.state.lock();
+            if !state.has_left {
+                (state.life, state.lease) = (Some(life), Some(Arc::clone(&lease)));
+                state.former.clear();
+            }
+            state.has_left
+        };
+        if too_late {
+            self.engine.deafen(me).await;
+            lease.release().await;
+            return Err(EngineDown);
+        }
         tracing::info!(node = %me, "the server has joined its cluster");
         self.see(&listed);
         Ok(())
@@ -271,8 +303,11 @@ impl Node {
 
     /// The lease has ended: this life is over, and what it has begun elsewhere is unknown.
     async fn end_life(&self, why: UnreachedWhy) {
-        let (me, lease, moved) = {
+        let (life, lease) = {
             let mut state = self.state.lock();
+            if let Some(life) = &state.life {
+                life.is_over.store(true, Ordering::SeqCst);
+            }
             let others: Vec<NodeId> = state.members.keys().copied().collect();
             let mut moved = Vec::new();
             for other in &others {
@@ -281,12 +316,12 @@ impl Node {
             state.calls.end_here();
             state.owed.clear();
             (state.owing, state.former) = (0, others);
-            (state.me.take(), state.lease.take(), moved)
+            state.note(moved);
+            (state.life.take(), state.lease.take())
         };
-        self.incoming.lock().clear();
-        self.apply(moved);
-        if let Some(me) = me {
-            self.engine.deafen(me).await;
+        self.settle();
+        if let Some(life) = life {
+            self.engine.deafen(life.me).await;
         }
         if let Some(lease) = lease {
             lease.release().await;
@@ -304,6 +339,7 @@ impl Node {
                 break;
             }
         }
+        self.state.lock().has_left = true;
         self.stop.send_replace(true);
         self.end_life(UnreachedWhy::Left).await;
     }
@@ -312,7 +348,7 @@ impl Node {
     fn see(self: &Arc<Self>, members: &Members) {
         let mut new = Vec::new();
         let mut state = self.state.lock();
-        let Some(me) = state.me else { return };
+        let Some(me) = state.life.as_ref().map(|life| life.me) else { return };
         for (node, member) in members.iter().filter(|(node, _)| **node != me) {
             match state.members.get_mut(node) {
                 Some(link) => (link.revision, link.is_missing) = (member.revision, false),
@@ -349,41 +385,57 @@ impl Node {
             let missing = state.members.iter().filter(|(_, link)| link.is_missing);
             missing.map(|(node, link)| (*node, link.revision)).collect()
         };
+        // All at once, so that its own lease does not wait for them.
+        let mut burials = JoinSet::new();
         for (node, revision) in missing {
-            match timeout(RENEW_EVERY, self.engine.bury(node, revision)).await {
-                Ok(Ok(())) => self.lose(node),
+            let engine = Arc::clone(&self.engine);
+            burials.spawn(async move { (node, engine.bury(node, revision).await) });
+        }
+        let until = Instant::now() + RENEW_EVERY;
+        while let Ok(Some(Ok((node, buried)))) = timeout_at(until, burials.join_next()).await {
+            match buried {
+                Ok(()) => self.lose(node),
                 // It is seen again, or asked again in a second.
-                Ok(Err(BuryError::Alive | BuryError::Down)) | Err(_) => {}
+                Err(BuryError::Alive | BuryError::Down) => {}
             }
         }
     }
 
     /// A member's life is over.
     fn lose(&self, node: NodeId) {
-        let moved = {
+        let life = {
             let mut state = self.state.lock();
             let owed = state.owed.remove(&node).map_or(0, |owed| owed.len());
             state.owing = state.owing.saturating_sub(owed);
             state.calls.end_of(node);
-            state.drop_member(node, UnreachedWhy::NodeLost)
+            let moved = state.drop_member(node, UnreachedWhy::NodeLost);
+            state.note(moved);
+            state.life.clone()
         };
-        self.incoming.lock().remove(&node);
-        self.apply(moved);
+        if let Some(life) = life {
+            life.incoming.lock().remove(&node);
+        }
+        self.settle();
         self.said.notify_waiters();
         tell!(self.told.left, info, %node, "a node has left the cluster");
     }
 
-    /// Tells the receipts.
-    fn apply(&self, moved: impl IntoIterator<Item = Moved<Standing>>) {
-        for Moved { push, node, from, to, is_last } in moved {
-            let receipt = {
-                let mut state = self.state.lock();
-                if is_last { state.receipts.remove(&push) } else { state.receipts.get(&push).cloned() }
-            };
-            if let Some(receipt) = receipt {
+    /// Tells the receipts what was noted, in its order: one thread at a time, under no lock, as a receipt wakes tasks.
+    fn settle(&self) {
+        let mut state = self.state.lock();
+        if state.is_settling {
+            return;
+        }
+        state.is_settling = true;
+        while !state.settling.is_empty() {
+            let noted = std::mem::take(&mut state.settling);
+            drop(state);
+            for (receipt, Moved { node, from, to, .. }) in noted {
                 receipt.settle(node, &share(&from), &share(&to));
             }
+            state = self.state.lock();
         }
+        state.is_settling = false;
     }
 
     /// Most bytes of a batch: its answer has to fit too.
@@ -476,13 +528,13 @@ impl Node {
         }
     }
 
-    /// A batch was answered.
-    fn answered(&self, node: NodeId, number: Number, answers: Vec<Answer>) {
+    /// A batch of this link was answered.
+    fn answered(&self, node: NodeId, wake: &Arc<Notify>, number: Number, answers: Vec<Answer>) {
         let mut moved = Vec::new();
         {
             let mut state = self.state.lock();
             let State { members, origin, owed, owing, calls, .. } = &mut *state;
-            let Some(link) = members.get_mut(&node) else { return };
+            let Some(link) = members.get_mut(&node).filter(|link| Arc::ptr_eq(&link.wake, wake)) else { return };
             let Some(items) = link.out.answered(number) else { return };
             link.silent_since = None;
             for (queued, answer) in items.into_iter().zip(answers) {
@@ -506,18 +558,19 @@ impl Node {
                     (Item::Digest(_) | Item::Cancel(_) | Item::Other, _) => {}
                 }
             }
+            state.note(moved);
         }
-        self.apply(moved);
+        self.settle();
         self.said.notify_waiters();
     }
 
-    /// A batch was not answered. What waits behind it fails too: it would only wait as long.
-    fn failed(&self, node: NodeId, why: UnreachedWhy, maybe: bool) {
+    /// A batch of this link was not answered. What waits behind it fails too: it would only wait as long.
+    fn failed(&self, node: NodeId, wake: &Arc<Notify>, why: UnreachedWhy, maybe: bool) {
         let mut moved = Vec::new();
         {
             let mut state = self.state.lock();
             let State { members, origin, owed, calls, .. } = &mut *state;
-            let Some(link) = members.get_mut(&node) else { return };
+            let Some(link) = members.get_mut(&node).filter(|link| Arc::ptr_eq(&link.wake, wake)) else { return };
             if why != UnreachedWhy::TooLarge {
                 link.silent_since.get_or_insert_with(Instant::now);
             }
@@ -544,29 +597,33 @@ impl Node {
             if is_lost {
                 moved.extend(origin.lost(node, UnreachedWhy::TimedOut));
             }
+            state.note(moved);
         }
-        self.apply(moved);
+        self.settle();
     }
 
     /// Runs a batch of another node, once, or answers its question. `None`: nobody waits for an answer, or it is none.
-    async fn take(self: Arc<Self>, bytes: Bytes) -> Option<Bytes> {
+    async fn take(self: Arc<Self>, life: Arc<Life>, bytes: Bytes) -> Option<Bytes> {
         match mail::read_batch(bytes.clone()) {
-            Some((from, number, items)) => self.take_batch(from, number, items),
+            Some((from, number, items)) => self.take_batch(&life, from, number, items),
             None => ask::answer(&self, bytes).await,
         }
     }
 
-    fn take_batch(self: &Arc<Self>, from: NodeId, number: Number, items: Vec<Item>) -> Option<Bytes> {
+    fn take_batch(self: &Arc<Self>, life: &Life, from: NodeId, number: Number, items: Vec<Item>) -> Option<Bytes> {
         // One that has just joined is in the engine's list, or will be when it asks again.
         let is_member = || self.state.lock().members.contains_key(&from);
         if !is_member() && !self.engine.members().borrow().contains_key(&from) {
             return None;
         }
         let incoming = {
-            let mut all = self.incoming.lock();
+            let mut all = life.incoming.lock();
             Arc::clone(all.entry(from).or_insert_with(|| Arc::new(Mutex::new(Incoming::new()))))
         };
         let mut incoming = incoming.lock();
+        if life.is_over.load(Ordering::SeqCst) {
+            return None;
+        }
         match incoming.arrive(number) {
             Arrival::Old => None,
             Arrival::Repeat(answer) => Some(answer),
@@ -604,11 +661,14 @@ impl Node {
                 self.run_push(from, push, Duration::from_millis(waited), carried).unwrap_or(Answer::Refused)
             }
             Item::States(states) => {
-                let moved: Vec<_> = {
+                {
                     let mut state = self.state.lock();
-                    states.into_iter().filter_map(|(push, standing)| state.origin.told(push, from, standing)).collect()
-                };
-                self.apply(moved);
+                    let State { origin, .. } = &mut *state;
+                    let told = states.into_iter().filter_map(|(push, standing)| origin.told(push, from, standing));
+                    let moved: Vec<_> = told.collect();
+                    state.note(moved);
+                }
+                self.settle();
                 Answer::Heard
             }
             Item::Digest(pushes) => {
@@ -678,6 +738,17 @@ impl State {
 
     pub(super) fn counts(&self) -> ClusterStats {
         ClusterStats { pushes_out: self.receipts.len(), pushes_here: self.owing, ..ClusterStats::default() }
+    }
+
+    /// Receipts are to be told of this: [`Node::settle`] does it, after the lock.
+    fn note(&mut self, moved: Vec<Moved<Standing>>) {
+        for moved in moved {
+            let receipt = match moved.is_last {
+                true => self.receipts.remove(&moved.push),
+                false => self.receipts.get(&moved.push).cloned(),
+            };
+            self.settling.extend(receipt.map(|receipt| (receipt, moved)));
+        }
     }
 
     /// A member is none any more.
@@ -760,20 +831,26 @@ impl Elsewhere for Node {
                 None => link.wake.notify_one(),
             }
         }
-        drop(state);
-        self.apply(moved);
+        // Nobody else knows of this push, as nobody has had the lock since.
+        for Moved { node, from, to, is_last, .. } in moved {
+            receipt.settle(node, &share(&from), &share(&to));
+            if is_last {
+                state.receipts.remove(&number);
+            }
+        }
     }
 }
 
-/// Its mailbox, as the engine has it.
+/// Its mailbox, as the engine has it: for one life.
 struct Mailbox {
     node: Weak<Node>,
+    life: Arc<Life>,
 }
 
 impl Inbox for Mailbox {
     fn take(&self, bytes: Bytes) -> BoxFuture<Option<Bytes>> {
-        let node = self.node.upgrade();
-        Box::pin(async move { node?.take(bytes).await })
+        let (node, life) = (self.node.upgrade(), Arc::clone(&self.life));
+        Box::pin(async move { node?.take(life, bytes).await })
     }
 }
 
@@ -806,6 +883,9 @@ async fn keep_lease(node: Weak<Node>, mut stop: watch::Receiver<bool>) {
                     "the lease of this node has ended: it begins another life in its cluster"
                 );
                 node.end_life(UnreachedWhy::Left).await;
+                if *stop.borrow() {
+                    return;
+                }
                 // Without an engine it is tried again in a second.
                 let _ = node.begin_life().await;
             }
@@ -877,15 +957,15 @@ async fn run_link(node: Weak<Node>, to: NodeId, wake: Arc<Notify>, mut stop: wat
         let Some(node) = node.upgrade() else { return };
         let failed = match node.send(to, number, &items).await {
             Sent::Answered(answers) => {
-                node.answered(to, number, answers);
+                node.answered(to, &wake, number, answers);
                 false
             }
             Sent::Not(why) => {
-                node.failed(to, why, false);
+                node.failed(to, &wake, why, false);
                 why != UnreachedWhy::TooLarge
             }
             Sent::Perhaps(why) => {
-                node.failed(to, why, true);
+                node.failed(to, &wake, why, true);
                 // The next batch asks what became of it.
                 digest_at = Instant::now();
                 true

@@ -285,3 +285,34 @@ fn a_server_that_stops_leaves_its_cluster() {
         drop(ann);
     });
 }
+
+/// N1. What two nodes answer at once is told to the receipts in the order in which it was decided: none waits for ever.
+/// On threads and in real time, as no virtual time has such an order.
+#[test]
+fn answers_that_come_at_once_end_each_receipt() {
+    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
+    threads.expect("threads").block_on(async {
+        let broker = MemoryBroker::new();
+        let nodes: [_; 4] = nodes(&broker).await;
+        let mut ann = nodes[1].client("ann").await;
+        let told = tokio::spawn(async move {
+            for _ in 0..100 {
+                next(&mut ann).await;
+            }
+            ann
+        });
+        let receipts: Vec<_> = (0..8000)
+            .map(|number| {
+                let user = if number % 80 == 0 { "ann" } else { "nobody" };
+                (user, nodes[0].push(&Target::user(user), "many"))
+            })
+            .collect();
+        for (user, receipt) in &receipts {
+            let ended = tokio::time::timeout(Duration::from_secs(30), receipt.handled()).await;
+            let outcomes = ended.unwrap_or_else(|_| panic!("open for ever: {receipt:?}"));
+            assert_eq!(outcomes.at(Stage::Handled), usize::from(*user == "ann"), "{outcomes:?}");
+            assert_eq!(receipt.routing(), 0);
+        }
+        told.await.expect("it has got them");
+    });
+}
