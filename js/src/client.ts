@@ -206,7 +206,7 @@ export class Core {
     const first = (this.first_ = new Promise((ok, no) => ([this.ok_, this.no_] = [ok, no])));
     first.catch(() => {});
     this.hasStood_ = this.isPaused_ = this.hasRenewed_ = false;
-    this.failures_ = 0;
+    this.failures_ = this.notBefore_ = 0;
     this.answers_?.announce_();
     this.store_?.restore_();
     this.unfollow_ = this.follow_?.();
@@ -473,8 +473,10 @@ export class Core {
     if (isOurs && method == "Gap" && conn == this.sessionConn_) {
       const missed = this.session_.miss_(Number(meta["_bw.missed"]) || 0);
       this.pushes_.dropped_ += missed;
-      if (missed) this.tell_("gap", { missed });
-      if (missed) this.topics_?.gap_();
+      if (missed) {
+        this.tell_("gap", { missed });
+        this.topics_?.gap_();
+      }
     }
     // Of a later version: it is not for applications.
     if (isOurs && method != "Skip") return;
@@ -508,7 +510,7 @@ export class Core {
   /** @internal The value of a frame. That of a codec which this entry does not know is given as bytes. */
   decode_(frame: Frame, codec = this.codec_(frame.type_)): unknown {
     // Nobody is asked for packed payloads, so nobody may send them.
-    if (isPacked(frame)) throw new BothwaysError("decode", "a payload is packed");
+    if (isPacked(frame)) throw new BothwaysError("decode", "it is packed");
     return codec ? codec.decode(frame.payload_) : frame.payload_;
   }
 

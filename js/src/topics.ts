@@ -346,7 +346,7 @@ export class Topics {
     if (topic.isPattern_ || ![...topic.subs_].some((sub) => sub.presence_)) return;
     this.askWho_(topic).catch((error) => {
       // The next connection asks again.
-      if (!GONE.test(error.code)) this.client_.report_(error, `the roster of ${topic.name_}`);
+      if (!GONE.test(error.code)) this.client_.report_(error, `presence of ${topic.name_}`);
     });
   }
 
