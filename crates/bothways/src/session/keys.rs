@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Longest idempotency key, in bytes: room for a hash in hexadecimal digits.
@@ -23,7 +24,7 @@ pub struct InvalidKey {
 }
 
 /// A key as sessions remember it: half of its SHA-256, so that every key takes the same.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub(super) struct KeyHash([u64; 2]);
 
 impl KeyHash {
@@ -48,12 +49,15 @@ pub(super) struct Keyed {
 }
 
 /// Which push a key is of: the address of what it is beside its frame, while it lives. One that is dead frees no key.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Holder(usize);
 
 impl Holder {
     /// One that was written, of which nothing more will be known.
     pub(super) const SETTLED: Self = Self(0);
+    /// One that is dead. Nothing lives at an odd address.
+    #[cfg(feature = "cluster")]
+    pub(super) const GONE: Self = Self(1);
 
     pub(super) fn of(push: &Arc<Keyed>) -> Self {
         Self(Arc::as_ptr(push).addr())
@@ -83,6 +87,12 @@ impl Taken {
 }
 
 impl TakenKeys {
+    /// All of them, oldest first.
+    #[cfg(feature = "cluster")]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (KeyHash, Holder)> + '_ {
+        self.taken.iter().flat_map(|taken| taken.order.iter().copied())
+    }
+
     pub(super) fn contains(&self, key: KeyHash) -> bool {
         self.taken.as_ref().is_some_and(|taken| taken.set.contains(&key))
     }

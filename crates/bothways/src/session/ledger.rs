@@ -12,6 +12,8 @@
 
 mod book;
 mod flights;
+#[cfg(feature = "cluster")]
+mod image;
 mod unsent;
 
 use std::{sync::Arc, time::Duration};
@@ -20,6 +22,8 @@ use bothways_proto::Seq;
 use bytes::Bytes;
 
 use self::book::Book;
+#[cfg(feature = "cluster")]
+pub(super) use self::image::{EntryImage, LedgerImage};
 pub(super) use self::unsent::Unsent;
 use super::{
     account::{self, Account},

@@ -98,6 +98,12 @@ impl Priority {
     pub(super) fn index(self) -> usize {
         self as usize
     }
+
+    /// The one of this [index](Self::index).
+    #[cfg(feature = "cluster")]
+    pub(super) fn of_index(index: u8) -> Option<Self> {
+        [Self::High, Self::Normal, Self::Bulk].get(usize::from(index)).copied()
+    }
 }
 
 /// By whom, or by what, a push was made.

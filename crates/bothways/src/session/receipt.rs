@@ -202,6 +202,12 @@ impl Stage {
         }
     }
 
+    /// The one of this [index](Self::index); of one that is not known, `Unknown`.
+    #[cfg(feature = "cluster")]
+    pub(super) fn of_index(index: u8) -> Self {
+        Self::ALL.get(usize::from(index)).copied().unwrap_or(Self::Unknown)
+    }
+
     /// Where a push stands that was not sent because another one with its idempotency key was taken, which stands
     /// here.
     fn of_repetition(self) -> Self {
@@ -752,6 +758,11 @@ impl Ticket {
 
     pub(super) fn stage(&self) -> Stage {
         self.stage
+    }
+
+    #[cfg(all(test, feature = "cluster"))]
+    pub(super) fn is_of(&self, receipt: &Receipt) -> bool {
+        Arc::ptr_eq(&self.tally, &receipt.tally)
     }
 }
 

@@ -28,27 +28,27 @@ use crate::session::{
 pub(super) struct Book {
     pub(super) terms: Terms,
     /// What waits, by priority.
-    queues: [VecDeque<Queued>; Priority::COUNT],
+    pub(super) queues: [VecDeque<Queued>; Priority::COUNT],
     /// How many [`Queued::Behind`] are in each.
     behinds: [usize; Priority::COUNT],
     /// While there are some: what is before the last of them went last, and not the first of all.
     served_behind: bool,
-    latest: Option<Box<Latest>>,
-    latest_bytes: usize,
+    pub(super) latest: Option<Box<Latest>>,
+    pub(super) latest_bytes: usize,
     /// Nothing that waits expires before this.
     expires: Duration,
     fire: (usize, usize),
-    tracked: (usize, usize),
+    pub(super) tracked: (usize, usize),
     /// Values of keys that were sent and are not handled: they take no places of what is tracked.
-    latest_sent: (usize, usize),
+    pub(super) latest_sent: (usize, usize),
     /// Of pushes that were taken and not given up.
-    keys: TakenKeys,
+    pub(super) keys: TakenKeys,
     /// Sent, and not handled, by offset.
-    sent: VecDeque<Sent>,
+    pub(super) sent: VecDeque<Sent>,
     /// The next offset.
-    next_offset: u64,
-    received: u64,
-    handled: u64,
+    pub(super) next_offset: u64,
+    pub(super) received: u64,
+    pub(super) handled: u64,
     /// While a new connection is brought up to date.
     replay: Option<Replay>,
     unwritten: VecDeque<Unwritten>,
@@ -58,9 +58,9 @@ pub(super) struct Book {
     marks: VecDeque<u64>,
     /// Dropped for want of room since the session began, and how many of them the present connection was given
     /// a notice of. A notice may be lost with its connection, so that the next one is given all of it again.
-    missed: u64,
+    pub(super) missed: u64,
     told: u64,
-    dropped: u64,
+    pub(super) dropped: u64,
     /// Of topics that keep their messages: what this session was not sent.
     unsent: Unsent,
     /// Of these topics: what the present connection was given, and what is lost if that is.
@@ -68,11 +68,11 @@ pub(super) struct Book {
 }
 
 #[derive(Debug)]
-struct Sent {
-    offset: u64,
-    entry: Entry,
+pub(super) struct Sent {
+    pub(super) offset: u64,
+    pub(super) entry: Entry,
     /// A connection that is over may have sent it whole, though nobody knows.
-    may_have_left: bool,
+    pub(super) may_have_left: bool,
 }
 
 impl Sent {
@@ -100,7 +100,7 @@ struct Replay {
 }
 
 #[derive(Debug)]
-enum Queued {
+pub(super) enum Queued {
     Entry(Box<Entry>),
     /// A tracked push that becomes an entry when it goes, or something happens to it: until then it takes 24 bytes.
     Flight(Arc<Flight>),
@@ -117,7 +117,7 @@ impl Queued {
 }
 
 /// The newest value of each key.
-type Latest = HashMap<Box<str>, Entry>;
+pub(super) type Latest = HashMap<Box<str>, Entry>;
 
 fn hash_of(keyed: Option<&Arc<Keyed>>) -> Option<KeyHash> {
     keyed?.hash
@@ -381,12 +381,12 @@ impl Book {
     }
 
     /// Something waits from here on, and expires then.
-    fn note_expiry(&mut self, expires: Option<Duration>) {
+    pub(super) fn note_expiry(&mut self, expires: Option<Duration>) {
         self.expires = expires.map_or(self.expires, |expires| self.expires.min(expires));
     }
 
     /// Puts an entry, which has been counted, after the others of its priority.
-    fn wait(&mut self, entry: Entry) {
+    pub(super) fn wait(&mut self, entry: Entry) {
         self.note_expiry(entry.expires);
         self.queues[entry.priority.index()].push_back(Queued::Entry(entry.into()));
     }
@@ -1032,7 +1032,7 @@ impl Book {
     }
 
     /// Pushes of this class in the log, and their bytes. `Fire` has no place there.
-    fn log_of(&mut self, class: &Class) -> &mut (usize, usize) {
+    pub(super) fn log_of(&mut self, class: &Class) -> &mut (usize, usize) {
         match class {
             Class::Latest(_) => &mut self.latest_sent,
             Class::Tracked | Class::Durable { .. } | Class::Fire => &mut self.tracked,

@@ -1059,6 +1059,8 @@ mod histories {
         /// It is welcomed.
         Connect,
         Advance(u64),
+        /// The session goes on at another node.
+        Move,
     }
 
     #[derive(Clone, Copy, Debug, PartialEq)]
@@ -1096,6 +1098,7 @@ mod histories {
             1 => Just(Command::FalseResume),
             3 => Just(Command::Connect),
             1 => (0..20_u64).prop_map(Command::Advance),
+            1 => Just(Command::Move),
         ]
     }
 
@@ -1180,6 +1183,8 @@ mod histories {
         client: Remembering,
         refused: u64,
         told: u64,
+        /// The tickets that stay at former nodes, and the receipts by which these hear what becomes of them.
+        relays: Vec<(Ticket, Receipt)>,
     }
 
     /// The client: it drops repeats by offset, and handles in whatever order.
@@ -1225,6 +1230,7 @@ mod histories {
                 client: Remembering::default(),
                 refused: 0,
                 told: 0,
+                relays: Vec::new(),
             }
         }
 
@@ -1295,9 +1301,70 @@ mod histories {
                     self.connected = true;
                 }
                 Command::Advance(time) => self.now += Duration::from_secs(time),
+                #[cfg(feature = "cluster")]
+                Command::Move if self.confirms => self.go_elsewhere(),
+                Command::Move => {}
                 Command::Ack | Command::FalseAck | Command::Resume | Command::FalseResume | Command::Connect => {}
             }
+            self.relay();
             self.check();
+        }
+
+        /// The session loses its connection and goes on at another node, which has clocks and tickets of its own. What
+        /// is owed there is what was owed here.
+        #[cfg(feature = "cluster")]
+        fn go_elsewhere(&mut self) {
+            self.disconnect();
+            let mut asked = Vec::new();
+            let image = self.ledger.export(self.now, &mut |ticket| {
+                let number = self.pushes.iter().position(|pushed| ticket.is_of(&pushed.receipt));
+                asked.push(number.expect("it was pushed"));
+                asked.len() as u64
+            });
+            let again = self.ledger.export(self.now, &mut {
+                let mut numbers = 0;
+                move |_| {
+                    numbers += 1;
+                    numbers
+                }
+            });
+            assert_eq!(image, again, "it can be asked for again");
+            let bytes = image.as_ref().map(|image| rmp_serde::to_vec(image).expect("it can be written"));
+            let image = bytes.map(|bytes| rmp_serde::from_slice::<LedgerImage>(&bytes).expect("it was written here"));
+
+            let tickets = self.ledger.depart();
+            assert_eq!((tickets.len(), self.ledger.waiting(), self.account.held_bytes()), (asked.len(), (0, 0), 0));
+            for (ticket, number) in tickets.into_iter().zip(&asked) {
+                let receipt = Receipt::new();
+                self.relays.push((ticket, receipt.clone()));
+                self.pushes[*number].receipt = receipt;
+            }
+            let ledger = Ledger::import(&Arc::new(bounds()), image.clone(), self.now, &mut |entry| {
+                let receipt = match entry.number {
+                    0 => Receipt::new(),
+                    number => self.pushes[asked[number as usize - 1]].receipt.clone(),
+                };
+                let mut ticket = receipt.ticket(SessionId(7));
+                ticket.advance(entry.stage());
+                ticket
+            });
+            self.ledger = ledger.expect("it is a ledger");
+            self.ledger.charge(true, Some(Arc::clone(&self.account)));
+            if let Some(image) = &image {
+                let mut number = 0;
+                let mut same = self.ledger.export(self.now, &mut |_| {
+                    number += 1;
+                    number
+                });
+                assert_eq!(same.as_mut(), Some(&mut image.clone()), "nothing is lost or added on the way");
+            }
+        }
+
+        /// The former nodes hear what became of their tickets.
+        fn relay(&mut self) {
+            for (ticket, receipt) in self.relays.iter_mut().rev() {
+                ticket.advance(stage(receipt));
+            }
         }
 
         /// The application is done with one of those that it holds.
@@ -1383,6 +1450,7 @@ mod histories {
 
         /// What the ledger gave up waits no more; what it gave up for want of room is owed a notice.
         fn note_dropped(&mut self) {
+            self.relay();
             self.refused = 0;
             for pushed in &mut self.pushes {
                 let stage = stage(&pushed.receipt);
