@@ -939,6 +939,8 @@ pub enum SessionLost {
     Ended,
     /// The server speaks plain rpcx now.
     Plain,
+    /// The node of a cluster that had the session is gone, and with it what the client had not handled.
+    NodeLost,
     /// The server has left the list of an [`XClient`](crate::XClient)'s discovery, and so this client the session.
     Unlisted,
 }
@@ -951,6 +953,7 @@ impl SessionLost {
             "revoked" => Self::Revoked,
             "kicked" => Self::Kicked,
             "ended" => Self::Ended,
+            "node_lost" => Self::NodeLost,
             _ => Self::Unknown,
         }
     }
@@ -966,6 +969,7 @@ impl std::fmt::Display for SessionLost {
             Self::Kicked => "kicked",
             Self::Ended => "ended",
             Self::Plain => "the server speaks plain rpcx",
+            Self::NodeLost => "its node is gone",
             Self::Unlisted => "the server left the list",
         })
     }

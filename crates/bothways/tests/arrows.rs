@@ -73,7 +73,7 @@ const SESSION_ROWS: &[&[&str]] = &[
     &["options", "pasts"],
     &["hub", "kept", "tell", "users"],
     &["registry", "mailbox"],
-    &["resume", "end", "user", "anywhere"],
+    &["resume", "end", "user", "anywhere", "travel"],
     &["mod"],
 ];
 

@@ -116,7 +116,8 @@ pub mod keys {
     pub const SKIP: &str = "Skip";
     /// In Welcome: `1` if the session was resumed.
     pub const SESSION_RESUMED: &str = "_bw.res";
-    /// In Welcome: why the session was not resumed: `expired`, `gap`, `unknown`, `revoked`, `kicked` or `ended`.
+    /// In Welcome: why the session was not resumed: `expired`, `gap`, `unknown`, `revoked`, `kicked`, `ended` or
+    /// `node_lost`.
     pub const SESSION_WHY: &str = "_bw.why";
     /// In the reply to Resume: how many topics that were subscribed to on this connection the session has no room for.
     pub const LEFT_OUT: &str = "_bw.out";

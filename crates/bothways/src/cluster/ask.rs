@@ -229,6 +229,11 @@ impl Answers<Said> {
     }
 }
 
+/// Asks a node once. `None`: it does not answer.
+pub(super) async fn once(engine: Arc<dyn Engine>, node: NodeId, question: Bytes) -> (NodeId, Option<Bytes>) {
+    (node, engine.ask(node, question, ASK_MAX).await.ok())
+}
+
 async fn ask(
     engine: Arc<dyn Engine>,
     node: NodeId,

@@ -4,6 +4,7 @@
 //!  Hello at B ──► read the record ──► ask its owner for the session (Give)
 //!                   ▲                   ├─ image ──► compare-and-set on the revision that came with it ─► install
 //!                   └───── lost ◄───────┘                └─ unknown ─► read: is it ours?
+//!                 ├─ it is parked: read the image from the store, compare-and-set ─► install
 //!                 ├─ the owner is silent, or the register: refused for now, and the client keeps its session
 //!                 ├─ its lease has ended: gravestone ─► is the connection still open? ─► compare-and-set ─► node lost
 //!                 └─ no record: every member is asked; if all answer, and none has it, a record is created: only where
@@ -119,7 +120,11 @@ impl<I: Clone> Owned<I> {
         !self.is_frozen
     }
 
-    #[cfg(test)]
+    /// Its image could not be made: it goes nowhere.
+    pub(super) fn not_given(&mut self) {
+        self.is_frozen = false;
+    }
+
     pub(super) fn last_try(&self) -> u64 {
         self.last_try
     }
@@ -185,6 +190,8 @@ pub(super) enum Step<I> {
     Read,
     /// Ask this node: [`Claim::gave`].
     Give(NodeId),
+    /// Read what its node has left in the store: [`Claim::unparked`].
+    Unpark,
     /// Ask every member whether it has it: [`Claim::asked_all`].
     AskAll,
     /// Is the connection still open? [`Claim::looked`].
@@ -226,6 +233,11 @@ pub(super) enum Read {
         owner_lives: bool,
         may_judge: bool,
     },
+    /// Its node has left it in the store.
+    Parked {
+        record: Record,
+        revision: Revision,
+    },
     Nothing,
     Down,
 }
@@ -254,6 +266,10 @@ enum State<I> {
     Reading,
     Giving,
     AskingAll,
+    Unparking {
+        term: u64,
+        revision: Revision,
+    },
     Burying {
         term: u64,
         revision: Revision,
@@ -300,6 +316,7 @@ impl<I: Clone> Claim<I> {
     }
 
     /// The session, while this claim may have won it and it is not installed yet.
+    #[cfg(test)]
     pub(super) fn in_hand(&self) -> Option<&I> {
         match &self.state {
             State::Writing { goal: Goal::Image(image), .. } | State::Rereading { goal: Goal::Image(image), .. } => {
@@ -350,9 +367,10 @@ impl<I: Clone> Claim<I> {
         match (before, read) {
             (_, Read::Down) => self.end(End::Again),
             // Whether the claim was written, its nonce says; a read that is old leads to another try of the same.
-            (State::Rereading { record: ours, goal }, Read::Record { record, revision, .. }) if record == ours => {
-                self.won(ours.term, revision, goal)
-            }
+            (
+                State::Rereading { record: ours, goal },
+                Read::Record { record, revision, .. } | Read::Parked { record, revision },
+            ) if record == ours => self.won(ours.term, revision, goal),
             (_, Read::Record { record, revision, owner_lives, may_judge }) => {
                 #[cfg(test)]
                 if self.mutant == Mutant::ClaimFirst && owner_lives {
@@ -375,6 +393,10 @@ impl<I: Clone> Claim<I> {
                     self.end(End::Again)
                 }
             }
+            (_, Read::Parked { record, revision }) => {
+                self.state = State::Unparking { term: record.term, revision };
+                Step::Unpark
+            }
             #[cfg(test)]
             (_, Read::Nothing) if self.mutant == Mutant::ReadIsVerdict => {
                 self.end(End::Unknown { revision: Revision(0) })
@@ -383,6 +405,20 @@ impl<I: Clone> Claim<I> {
                 self.state = State::AskingAll;
                 Step::AskAll
             }
+        }
+    }
+
+    /// What its node has left. `Ok(None)`: it is not kept any more. `Err`: the store does not answer.
+    pub(super) fn unparked(&mut self, image: Result<Option<I>, ()>) -> Step<I> {
+        match (&self.state, image) {
+            (&State::Unparking { term, revision }, Ok(Some(image))) => {
+                self.write(term, Some(revision), Goal::Image(image))
+            }
+            (&State::Unparking { term, revision }, Ok(None)) => {
+                self.state = State::Looking { term, revision };
+                Step::Look
+            }
+            _ => self.end(End::Again),
         }
     }
 

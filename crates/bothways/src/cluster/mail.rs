@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     codec::{Encode, Payload},
-    session::{Carried, CarriedCall, CarriedOutcome, Counts, NodeId},
+    session::{Carried, CarriedCall, CarriedOutcome, Counts, NodeId, SessionId},
 };
 
 /// How a push stands at one node: how many changes there were, and how many targets stand where.
@@ -22,6 +22,11 @@ use crate::{
 pub(super) struct Standing {
     pub(super) changes: u64,
     pub(super) counts: Counts,
+}
+
+impl Standing {
+    /// A push whose session is not there any more.
+    pub(super) const NOWHERE: Self = Self { changes: u64::MAX, counts: Counts::NONE };
 }
 
 impl State for Standing {
@@ -74,6 +79,8 @@ pub(super) enum Item {
     Outcome(CallNumber, Bytes),
     /// Does the other node still know these calls?
     CallsOut(Vec<CallNumber>),
+    /// A push that follows a session which went to the other node.
+    Late(PushNumber, SessionId, Bytes),
     /// Of a newer version.
     Other,
 }
@@ -101,6 +108,7 @@ const CALL: u8 = 4;
 const CANCEL: u8 = 5;
 const OUTCOME: u8 = 6;
 const CALLS_OUT: u8 = 7;
+const LATE: u8 = 8;
 
 const ROUTED: u8 = 1;
 const REFUSED: u8 = 2;
@@ -175,6 +183,7 @@ pub(super) fn write_batch(from: NodeId, number: Number, items: &[Item]) -> Bytes
         Item::Cancel(call) => Kind { kind: CANCEL, body: write(call) },
         Item::Outcome(call, outcome) => Kind { kind: OUTCOME, body: write(&(*call, outcome.clone())) },
         Item::CallsOut(calls) => Kind { kind: CALLS_OUT, body: write(calls) },
+        Item::Late(number, id, entry) => Kind { kind: LATE, body: write(&(*number, *id, entry.clone())) },
         Item::Other => Kind { kind: 0, body: Bytes::new() },
     });
     write(&Letter { from: from.0, epoch: number.epoch, n: number.n, items: items.collect() })
@@ -203,6 +212,10 @@ pub(super) fn read_batch(bytes: Bytes) -> Option<(NodeId, Number, Vec<Item>)> {
                 Item::Outcome(call, outcome)
             }
             CALLS_OUT => Item::CallsOut(read(body)?),
+            LATE => {
+                let (number, id, entry) = read(body)?;
+                Item::Late(number, id, entry)
+            }
             _ => Item::Other,
         })
     });
@@ -265,6 +278,7 @@ mod tests {
             Item::Cancel(3),
             Item::Outcome(4, Bytes::from_static(b"yes")),
             Item::CallsOut(vec![3, 4]),
+            Item::Late(9, SessionId::random(), Bytes::from_static(b"late")),
             Item::Other,
         ];
         let number = Number { epoch: 2, n: 9 };

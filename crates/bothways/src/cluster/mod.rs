@@ -13,17 +13,19 @@
 //! | `doorbell.rs` | rings for what other nodes put into mailboxes |
 //! | `ask.rs` | questions that every node answers |
 //! | `view.rs` | what a node shows of itself |
-//! | `claim.rs` | who has a session whose client comes to another node; no I/O, no clock; proved, and not at work yet |
+//! | `claim.rs` | who has a session whose client comes to another node; no I/O, no clock |
+//! | `bring.rs` | brings a session here whose client has come: claims at work |
+//! | `moves.rs` | the sessions of a node in the register, and those that leave it or came lately |
+//! | `record.rs`, `snapshot.rs` | what the register has of a session, and a session as bytes |
 //! | `mail.rs` | what nodes write to each other |
 //! | `worlds.rs`, `worlds/` | searches all that can happen to these machines |
 //!
 //! `docs/cluster.md` in the repository says what is promised, and what becomes of it when something fails.
 
 mod ask;
+mod bring;
 mod calling;
 mod calls;
-// Proved, and not at work yet: sessions do not move so far.
-#[cfg(test)]
 mod claim;
 mod doorbell;
 pub mod engine;
@@ -31,9 +33,12 @@ mod link;
 mod mail;
 #[cfg(feature = "cluster-memory")]
 pub mod memory;
+mod moves;
 mod node;
 mod options;
+mod record;
 mod remote;
+mod snapshot;
 mod view;
 #[cfg(test)]
 mod worlds;

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use bothways_proto::SerializeType;
+use bothways_proto::{Metadata, SerializeType};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,7 @@ use super::{
     },
     link::{Arrival, BATCH_BYTES_MAX, Incoming, Number, Outgoing},
     mail::{self, Answer, ITEM_BYTES, Item, Standing},
+    moves::{self, Moves},
     options::Cluster,
     remote::{At, Moved, Origin, Owed, PushNumber},
     view::{ClusterStats, Home, Load},
@@ -44,7 +45,11 @@ use super::{
 use crate::{
     calm::{Calm, tell},
     codec::Encode,
-    session::{Carried, Counts, Elsewhere, NodeId, Outcomes, Receipt, Registry, Share, UnreachedWhy},
+    connection::Connection,
+    session::{
+        Carried, Counts, Destination, Elsewhere, NodeId, Outcomes, Push, Receipt, Registry, SessionId, Share,
+        UnreachedWhy,
+    },
 };
 
 /// How often a lease is renewed.
@@ -89,9 +94,11 @@ pub(crate) struct Node {
     pub(super) sessions: Weak<Registry>,
     pub(super) home: Weak<dyn Home>,
     joined: Instant,
+    pub(super) moves: Arc<Moves>,
     pub(super) state: Mutex<State>,
     /// Woken when links may be idle.
     said: Notify,
+    me: Weak<Self>,
     /// Its tasks end with it.
     stop: watch::Sender<bool>,
     told: Told,
@@ -188,12 +195,14 @@ impl Node {
             return Err(JoinError::NoRuntime);
         }
         let engine = Arc::clone(&options.engine);
-        let node = Arc::new(Self {
+        let node = Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             engine,
             options,
             sessions: Arc::downgrade(sessions),
             home,
             joined: Instant::now(),
+            moves: Arc::new(Moves::new()),
             state: Mutex::new(State {
                 life: None,
                 lease: None,
@@ -217,7 +226,77 @@ impl Node {
         tokio::spawn(keep_lease(Arc::downgrade(&node), node.stop.subscribe()));
         tokio::spawn(watch_members(Arc::downgrade(&node), node.engine.members(), node.stop.subscribe()));
         tokio::spawn(watch_mail(Arc::downgrade(&node), node.engine.mail_state(), node.stop.subscribe()));
+        tokio::spawn(moves::keep_records(Arc::downgrade(&node), node.stop.subscribe()));
         Ok(node)
+    }
+
+    /// Sessions that have begun before the server joined have no records yet.
+    pub(crate) fn note_all(&self) {
+        if let Some(sessions) = self.registry() {
+            sessions.resumable().into_iter().for_each(|id| self.moves.note(id));
+        }
+    }
+
+    pub(super) fn lease(&self) -> Duration {
+        self.options.lease
+    }
+
+    /// Itself; `None`: it is being dropped.
+    pub(super) fn this(&self) -> Option<Arc<Self>> {
+        self.me.upgrade()
+    }
+
+    /// The number of its last push.
+    pub(super) fn last_push(&self) -> PushNumber {
+        self.state.lock().next - 1
+    }
+
+    /// Told when the node leaves.
+    pub(super) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+
+    /// The revision of a member's lease that was seen last.
+    pub(super) fn last_revision(&self, node: NodeId) -> Option<Revision> {
+        self.state.lock().members.get(&node).map(|link| link.revision)
+    }
+
+    /// Offers a push that follows a session to the node where that is. False: there is no room.
+    pub(super) fn offer_late(&self, to: NodeId, number: PushNumber, id: SessionId, entry: Bytes) -> bool {
+        let size = entry.len() + ITEM_BYTES;
+        if self.batch_bytes_max() < size + BATCH_OVERHEAD {
+            return false;
+        }
+        let mut state = self.state.lock();
+        let Some(link) = state.members.get_mut(&to) else { return false };
+        let queued = Queued { item: Item::Late(number, id, entry), since: Instant::now() };
+        let is_taken = link.out.offer(queued, size).is_ok();
+        link.wake.notify_one();
+        is_taken
+    }
+
+    /// This node answers another one for a push from here on. Returns how it stands.
+    pub(super) fn owe(&self, to: NodeId, push: PushNumber, receipt: &Receipt) -> Standing {
+        let mut state = self.state.lock();
+        let (changes, outcomes) = receipt.standing();
+        let standing = Standing { changes, counts: Counts::from(&outcomes) };
+        state.owed.entry(to).or_insert_with(Owed::new).taken(push, standing);
+        state.owing += 1;
+        standing
+    }
+
+    /// As [`Self::owe`], for pushes that came with their session: they are told of in the next batch.
+    pub(super) fn owe_all(&self, to: NodeId, receipts: &[(PushNumber, Receipt)]) {
+        let mut state = self.state.lock();
+        let State { owed, owing, members, .. } = &mut *state;
+        let Some(link) = members.get(&to) else { return };
+        let owed = owed.entry(to).or_insert_with(Owed::new);
+        for (push, receipt) in receipts {
+            let (changes, outcomes) = receipt.standing();
+            owed.came(*push, Standing { changes, counts: Counts::from(&outcomes) });
+            *owing += 1;
+        }
+        link.wake.notify_one();
     }
 
     pub(super) fn engine(&self) -> &Arc<dyn Engine> {
@@ -262,7 +341,7 @@ impl Node {
 
     /// Takes mail first, and then a lease: a member that is seen answers.
     async fn begin_life(self: &Arc<Self>) -> Result<(), EngineDown> {
-        let me = NodeId::random();
+        let (me, began) = (NodeId::random(), Instant::now());
         let life = Arc::new(Life { me, incoming: Mutex::default(), is_over: AtomicBool::new(false) });
         let inbox: Arc<dyn Inbox> = Arc::new(Mailbox { node: Arc::downgrade(self), life: Arc::clone(&life) });
         self.engine.listen(me, inbox).await?;
@@ -298,6 +377,8 @@ impl Node {
         }
         tracing::info!(node = %me, "the server has joined its cluster");
         self.see(&listed);
+        self.moves.renewed(began);
+        self.moves.wake();
         Ok(())
     }
 
@@ -320,6 +401,7 @@ impl Node {
             (state.life.take(), state.lease.take())
         };
         self.settle();
+        self.end_of_life();
         if let Some(life) = life {
             self.engine.deafen(life.me).await;
         }
@@ -416,6 +498,7 @@ impl Node {
             life.incoming.lock().remove(&node);
         }
         self.settle();
+        self.moves.lost(Some(node));
         self.said.notify_waiters();
         tell!(self.told.left, info, %node, "a node has left the cluster");
     }
@@ -530,7 +613,7 @@ impl Node {
 
     /// A batch of this link was answered.
     fn answered(&self, node: NodeId, wake: &Arc<Notify>, number: Number, answers: Vec<Answer>) {
-        let mut moved = Vec::new();
+        let (mut moved, mut late) = (Vec::new(), Vec::new());
         {
             let mut state = self.state.lock();
             let State { members, origin, owed, owing, calls, .. } = &mut *state;
@@ -552,6 +635,8 @@ impl Node {
                             moved.extend(origin.digested(push, node, state));
                         }
                     }
+                    (Item::Late(number, ..), Answer::Routed(standing)) => late.push((number, standing)),
+                    (Item::Late(number, ..), _) => late.push((number, Standing::NOWHERE)),
                     (item @ (Item::Call(..) | Item::Outcome(..) | Item::CallsOut(_)), answer) => {
                         calls.answered(node, item, answer);
                     }
@@ -561,12 +646,13 @@ impl Node {
             state.note(moved);
         }
         self.settle();
+        late.iter().for_each(|(number, standing)| self.moves.told(*number, node, standing));
         self.said.notify_waiters();
     }
 
     /// A batch of this link was not answered. What waits behind it fails too: it would only wait as long.
     fn failed(&self, node: NodeId, wake: &Arc<Notify>, why: UnreachedWhy, maybe: bool) {
-        let mut moved = Vec::new();
+        let (mut moved, mut late, mut is_lost) = (Vec::new(), Vec::new(), false);
         {
             let mut state = self.state.lock();
             let State { members, origin, owed, calls, .. } = &mut *state;
@@ -585,6 +671,7 @@ impl Node {
                         let owed = owed.get_mut(&node);
                         owed.into_iter().for_each(|owed| states.iter().for_each(|(push, _)| owed.unheard(*push)));
                     }
+                    Item::Late(number, ..) => late.push((number, maybe)),
                     item @ (Item::Call(..) | Item::Outcome(..)) => calls.failed(node, item, why, maybe),
                     Item::Digest(_) | Item::Cancel(_) | Item::CallsOut(_) | Item::Other => {}
                 }
@@ -593,20 +680,32 @@ impl Node {
             if !alone && why != UnreachedWhy::EngineDown {
                 calls.lost(node, why);
             }
-            let is_lost = link.silent_since.is_some_and(|since| SILENCE_MAX <= since.elapsed());
+            is_lost |= link.silent_since.is_some_and(|since| SILENCE_MAX <= since.elapsed());
             if is_lost {
                 moved.extend(origin.lost(node, UnreachedWhy::TimedOut));
             }
             state.note(moved);
         }
         self.settle();
+        for (number, maybe) in late {
+            match maybe {
+                true => self.moves.forget(number),
+                false => self.moves.told(number, node, &Standing::NOWHERE),
+            }
+        }
+        if is_lost {
+            self.moves.lost(Some(node));
+        }
     }
 
     /// Runs a batch of another node, once, or answers its question. `None`: nobody waits for an answer, or it is none.
     async fn take(self: Arc<Self>, life: Arc<Life>, bytes: Bytes) -> Option<Bytes> {
         match mail::read_batch(bytes.clone()) {
             Some((from, number, items)) => self.take_batch(&life, from, number, items),
-            None => ask::answer(&self, bytes).await,
+            None => match self.answer_move(bytes.clone()) {
+                Some(answer) => Some(answer),
+                None => ask::answer(&self, bytes).await,
+            },
         }
     }
 
@@ -661,6 +760,9 @@ impl Node {
                 self.run_push(from, push, Duration::from_millis(waited), carried).unwrap_or(Answer::Refused)
             }
             Item::States(states) => {
+                let (relays, states): (Vec<_>, Vec<_>) =
+                    states.into_iter().partition(|(push, _)| Self::is_relay(*push));
+                relays.iter().for_each(|(number, standing)| self.moves.told(*number, from, standing));
                 {
                     let mut state = self.state.lock();
                     let State { origin, .. } = &mut *state;
@@ -688,6 +790,7 @@ impl Node {
                 Answer::Heard
             }
             Item::CallsOut(calls) => Answer::CallsKnown(self.state.lock().calls.known(from, &calls)),
+            Item::Late(number, id, entry) => self.run_late(from, number, id, entry),
             Item::Other => Answer::Unsupported,
         }
     }
@@ -698,6 +801,9 @@ impl Node {
         if self.options.pushes_max <= self.state.lock().owing {
             return None;
         }
+        if self.moves.have_left() && moves::WAITED_MAX < waited {
+            return None;
+        }
         let (to, to_push) = mail::read_push(carried)?.open(waited, sessions.limits())?;
         let node = Arc::downgrade(self);
         let receipt = sessions.watched(&to_push, move |changes, outcomes| {
@@ -705,20 +811,18 @@ impl Node {
                 node.changed(from, push, changes, outcomes);
             }
         });
+        receipt.addressed(from, push);
+        let _stay = sessions.gate.read_recursive();
+        self.moves.saw(from, push);
         if !sessions.push_carried(&to, &to_push, &receipt) {
             return None;
         }
-
-        let mut state = self.state.lock();
-        let (changes, outcomes) = receipt.standing();
-        let standing = Standing { changes, counts: Counts::from(&outcomes) };
-        state.owed.entry(from).or_insert_with(Owed::new).taken(push, standing);
-        state.owing += 1;
-        Some(Answer::Routed(standing))
+        self.push_after_moved(&to, &to_push, &receipt, from, push);
+        Some(Answer::Routed(self.owe(from, push, &receipt)))
     }
 
     /// A push of another node stands elsewhere now.
-    fn changed(&self, origin: NodeId, push: PushNumber, changes: u64, outcomes: &Outcomes) {
+    pub(super) fn changed(&self, origin: NodeId, push: PushNumber, changes: u64, outcomes: &Outcomes) {
         let mut state = self.state.lock();
         let State { owed, members, .. } = &mut *state;
         let standing = Standing { changes, counts: Counts::from(outcomes) };
@@ -788,10 +892,10 @@ enum Sent {
 }
 
 impl Elsewhere for Node {
-    fn route(&self, carried: &Carried, receipt: &Receipt) {
+    fn route(&self, carried: &Carried, receipt: &Receipt) -> Option<PushNumber> {
         let is_here = |sessions: Arc<Registry>| carried.session().is_some_and(|id| sessions.session(id).is_some());
         if self.sessions.upgrade().is_some_and(is_here) {
-            return;
+            return None;
         }
         let bytes = mail::write_push(carried);
         let size = bytes.len() + ITEM_BYTES;
@@ -806,19 +910,22 @@ impl Elsewhere for Node {
 
         let mut moved = Vec::new();
         let mut state = self.state.lock();
-        let State { members, origin, receipts, next, former, .. } = &mut *state;
+        let State { members, origin, receipts, next, former, life, .. } = &mut *state;
         for node in former.iter() {
             let left = At::Unreached { why: UnreachedWhy::Left, maybe: false };
             receipt.settle(*node, &Share::default(), &share(&left));
         }
         let fails = fails.or((self.options.pushes_max <= receipts.len()).then_some(UnreachedWhy::Full));
         if members.is_empty() {
-            return;
+            return None;
         }
         let (number, since) = (*next, Instant::now());
         *next += 1;
         origin.push(number, members.keys().copied());
         receipts.insert(number, receipt.clone());
+        if let Some(life) = life {
+            receipt.addressed(life.me, number);
+        }
         // Before anybody is woken: the receipt counts them as routing.
         for (node, link) in members {
             receipt.settle(*node, &Share::default(), &share(&At::Asked));
@@ -838,6 +945,25 @@ impl Elsewhere for Node {
                 state.receipts.remove(&number);
             }
         }
+        Some(number)
+    }
+
+    fn note(&self, id: SessionId) {
+        self.moves.note(id);
+    }
+
+    fn bring(&self, connection: &Connection, hello: &Metadata) -> Option<BoxFuture<Result<(), Duration>>> {
+        self.bring_for(connection, hello)
+    }
+
+    fn push_after(&self, to: &Destination, push: &Push, receipt: &Receipt, number: u64) {
+        if let Some(me) = self.me() {
+            self.push_after_moved(to, push, receipt, me, number);
+        }
+    }
+
+    fn has_left(&self) -> bool {
+        self.moves.have_left()
     }
 }
 
@@ -867,15 +993,18 @@ async fn keep_lease(node: Weak<Node>, mut stop: watch::Receiver<bool>) {
             () = sleep(RENEW_EVERY) => {}
         }
         let Some(node) = node.upgrade() else { return };
-        let lease = node.state.lock().lease.clone();
+        let (lease, began) = (node.state.lock().lease.clone(), Instant::now());
         let renewed = match lease {
             Some(lease) => timeout(node.options.lease, lease.renew(node.card())).await.unwrap_or(Err(RenewError::Down)),
             None => Err(RenewError::Lapsed),
         };
         match renewed {
             // Only one that could renew its own lease judges others.
-            Ok(()) => node.bury_missing().await,
-            Err(RenewError::Down) => {}
+            Ok(()) => {
+                node.moves.renewed(began);
+                node.bury_missing().await;
+            }
+            Err(RenewError::Down) => node.moves.not_renewed(),
             Err(RenewError::Lapsed) => {
                 tell!(
                     node.told.lapsed,

@@ -264,6 +264,12 @@ impl<S: State> Owed<S> {
         self.answered.insert(push);
     }
 
+    /// A push came with its session: how it stands is to be said.
+    pub(super) fn came(&mut self, push: PushNumber, state: S) {
+        self.pushes.insert(push, Owing { state, saying: None });
+        self.due.insert(push);
+    }
+
     /// It stands so now. True if that is to be said.
     pub(super) fn changed(&mut self, push: PushNumber, state: S) -> bool {
         let Some(owing) = self.pushes.get_mut(&push).filter(|owing| owing.state.precedes(&state)) else { return false };

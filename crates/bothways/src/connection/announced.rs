@@ -30,6 +30,18 @@ impl Methods {
         self.0.split(',').any(is_it)
     }
 
+    /// As another node has kept them.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn of_text(text: String) -> Self {
+        Self(text.into())
+    }
+
+    /// As they were announced.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn text(&self) -> &str {
+        &self.0
+    }
+
     pub(crate) fn names(&self) -> Vec<String> {
         self.0.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
     }

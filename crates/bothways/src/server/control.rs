@@ -42,9 +42,26 @@ const METHODS: [(&str, Method); 5] = [
 
 /// Adds the methods to what is served.
 pub(super) fn add_routes(router: Router) -> Router {
-    METHODS.into_iter().fold(router, |router, (name, method)| {
+    let at_once = METHODS.into_iter().filter(|(name, _)| *name != keys::RESUME);
+    let router = at_once.fold(router, |router, (name, method)| {
         router.own(keys::CONTROL_PATH, name, move |request: Request| ready(method(&request)))
-    })
+    });
+    router.own(keys::CONTROL_PATH, keys::RESUME, resume_from_anywhere)
+}
+
+/// As [`resume`]: another node may have the session.
+async fn resume_from_anywhere(request: Request) -> Reply {
+    let registry = request.connection().owner::<Registry>();
+    let bringing = registry.and_then(|registry| registry.bring(request.connection(), &request.metadata()));
+    if let Some(bringing) = bringing
+        && bringing.await.is_err()
+    {
+        return Reply::refused(
+            ErrorCode::Overloaded,
+            "the session is at another node, and cannot be had now: try again",
+        );
+    }
+    resume(&request)
 }
 
 /// Does one of the methods at once.

@@ -284,9 +284,13 @@ impl ConnectionHandler for ServerHandler {
         }
 
         match &self.0.hooks.auth {
-            None => Box::pin(std::future::ready(Ok(()))),
+            None => match self.0.sessions.bring(connection, &metadata) {
+                None => Box::pin(std::future::ready(Ok(()))),
+                Some(bringing) => Box::pin(async move { bringing.await.map_err(not_brought) }),
+            },
             Some(auth) => {
                 let claim = self.claim(connection, &metadata);
+                let again = self.0.sessions.may_bring(&metadata).then(|| metadata.clone());
                 let decision = auth(AuthRequest {
                     token: token(&metadata),
                     metadata,
@@ -298,6 +302,10 @@ impl ConnectionHandler for ServerHandler {
                 let (shared, connection) = (Arc::clone(&self.0), connection.clone());
                 Box::pin(async move {
                     decision.await.inspect_err(|error| shared.note_not_let_in(&connection, error))?;
+                    // Only for who is let in another node is asked for anything.
+                    if let Some(bringing) = again.and_then(|hello| shared.sessions.bring(&connection, &hello)) {
+                        bringing.await.map_err(not_brought)?;
+                    }
                     if let Some(claim) = claim {
                         claim.granted();
                     }
@@ -344,6 +352,11 @@ impl ConnectionHandler for ServerHandler {
     fn handle_held(&self, connection: &Connection, reply: HeldReply) {
         self.0.sessions.put_behind(connection, reply);
     }
+}
+
+/// A client whose session cannot be had now keeps it.
+fn not_brought(retry_after: Duration) -> AuthError {
+    AuthError::NotNow { text: "its session is at another node, and cannot be had now".to_owned(), retry_after }
 }
 
 impl ServerHandler {

@@ -541,6 +541,7 @@ impl Server {
         }
         let me = node.me().unwrap_or(crate::cluster::NodeId(0));
         let _ = self.shared.sessions.beyond.set(Arc::clone(&node) as _);
+        node.note_all();
         let _ = self.shared.node.set(node);
         Ok(me)
     }

@@ -15,15 +15,31 @@ use serde::{Deserialize, Serialize};
 use super::{
     SessionId,
     carried_call::Callable,
+    elsewhere::Known,
     push::{Class, Priority, Push},
     receipt::Receipt,
     target::{Target, Who},
 };
 
+use crate::{connection::Connection, reply::BoxFuture};
+
 /// Takes pushes and calls to the sessions of other nodes.
 pub(crate) trait Elsewhere: Callable {
-    /// Queues it for the nodes that may have such sessions. Never waits.
-    fn route(&self, carried: &Carried, receipt: &Receipt);
+    /// Queues it for the nodes that may have such sessions. Never waits. Answers under which number, if it went to any.
+    fn route(&self, carried: &Carried, receipt: &Receipt) -> Option<u64>;
+
+    /// A session to which its client may come back began here, or ended.
+    fn note(&self, id: SessionId);
+
+    /// Brings the session here that the client of this Hello had, if it is anywhere. `None`: there is nothing to bring.
+    /// `Err`: its client keeps it, and is to come again after so long.
+    fn bring(&self, connection: &Connection, hello: &Metadata) -> Option<BoxFuture<Result<(), Duration>>>;
+
+    /// Sends a push of this number after those sessions that have left lately, if that is to be done here.
+    fn push_after(&self, to: &Destination, push: &Push, receipt: &Receipt, number: u64);
+
+    /// True if there are such sessions.
+    fn has_left(&self) -> bool;
 }
 
 /// For whom a push is at another node.
@@ -32,6 +48,24 @@ pub(crate) enum Destination {
     Sessions(Target),
     /// Who subscribes to it, as a message of this topic, which keeps nothing.
     Topic(String),
+}
+
+impl Destination {
+    /// True if a session that went to another node lately is meant.
+    pub(crate) fn admits_known(&self, id: SessionId, known: &Known) -> bool {
+        match self {
+            Self::Sessions(target) => target.admits_known(id, known),
+            Self::Topic(topic) => known.patterns.iter().any(|pattern| super::topic::covers(pattern, topic)),
+        }
+    }
+
+    /// The topic of which it is a message.
+    pub(crate) fn topic(&self) -> Option<&str> {
+        match self {
+            Self::Sessions(_) => None,
+            Self::Topic(topic) => Some(topic),
+        }
+    }
 }
 
 /// A push and its target, as they travel between nodes.

@@ -19,7 +19,7 @@ pub(super) struct Claims {
     pub(super) wanted: SessionId,
     /// Nobody lists this session beside that one. A client that was let in before stands for itself until it has the
     /// other one: or it could keep out of each list of its user for as long as it likes.
-    hides: bool,
+    hidden_by: Option<SessionId>,
     /// Topics that have no room for one more, where this session stands in the place of the wanted one.
     pub(super) places: Vec<Arc<str>>,
     pub(super) held: Vec<Held>,
@@ -46,12 +46,18 @@ pub(super) struct Held {
 impl Claims {
     pub(super) fn new(wanted: SessionId, hides: bool, bounds: Arc<Bounds>) -> Self {
         let (places, held, unsent) = (Vec::new(), Vec::new(), Unsent::default());
-        Self { wanted, hides, places, held, bytes: 0, unsent, bounds }
+        Self { wanted, hidden_by: hides.then_some(wanted), places, held, bytes: 0, unsent, bounds }
+    }
+
+    /// Of a session that is at another node: nobody lists this one, whose number it is, at all.
+    #[cfg(feature = "cluster")]
+    pub(super) fn elsewhere(wanted: SessionId, own: SessionId, bounds: Arc<Bounds>) -> Self {
+        Self { hidden_by: Some(own), ..Self::new(wanted, true, bounds) }
     }
 
     /// The session in whose stead this one is not listed.
     pub(super) fn hidden_by(&self) -> Option<SessionId> {
-        self.hides.then_some(self.wanted)
+        self.hidden_by
     }
 
     /// This session subscribes where the wanted one does, and no more may: it stands in its place.

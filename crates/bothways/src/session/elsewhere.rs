@@ -1,7 +1,10 @@
 //! What receipts know of sessions of other nodes: how many targets of a node stand where, and which nodes were not
 //! reached.
 
-use std::{fmt, sync::OnceLock};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use parking_lot::Mutex;
 
@@ -98,6 +101,9 @@ const OPEN: usize = 3;
 const UNKNOWN: usize = 15;
 
 impl Counts {
+    /// No targets.
+    pub(crate) const NONE: Self = Self([0; STAGES]);
+
     pub(crate) fn is_final(&self) -> bool {
         self.0[..OPEN].iter().all(|count| *count == 0)
     }
@@ -136,19 +142,31 @@ pub(crate) struct Share {
 }
 
 /// Told of each change of a receipt: how many there were, and what it says now.
-type Watcher = Box<dyn Fn(u64, &Outcomes) + Send + Sync>;
+pub(crate) type Watcher = Box<dyn Fn(u64, &Outcomes) + Send + Sync>;
 
 /// What a receipt has of other nodes.
 #[derive(Default)]
 pub(super) struct Afar {
     pub(super) unreached: Mutex<Vec<Unreached>>,
     pub(super) watcher: OnceLock<Watcher>,
+    /// The node that has pushed it, and its number there.
+    pub(super) address: OnceLock<(NodeId, u64)>,
 }
 
 impl fmt::Debug for Afar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Afar").field("unreached", &self.unreached).finish_non_exhaustive()
     }
+}
+
+/// What a register says of a session beside whose it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) user: Option<Arc<str>>,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) hash: [u8; 32],
+    /// What it subscribes to.
+    pub(crate) patterns: Vec<Arc<str>>,
 }
 
 #[cfg(test)]

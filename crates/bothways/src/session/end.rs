@@ -144,6 +144,8 @@ impl Registry {
             session.write_put_off();
         }
 
+        #[cfg(feature = "cluster")]
+        let was_resumable = self.beyond.get().is_some() && session.lock().is_resumable();
         let remains = {
             let mut state = session.lock();
             if state.is_ended() || !still(&state) {
@@ -189,6 +191,10 @@ impl Registry {
         self.hub.unsubscribe_all(session, patterns.names().map(|pattern| &**pattern), until);
         if self.by_id.of(&session.id()).write().remove(session) {
             self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        #[cfg(feature = "cluster")]
+        if was_resumable && let Some(beyond) = self.beyond.get() {
+            beyond.note(session.id());
         }
 
         session.inner.changed.notify_waiters();

@@ -52,10 +52,14 @@ pub(super) enum NotResumed {
     Evicted(Eviction),
     Ended,
     Late,
+    /// The node that had it is gone.
+    #[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "there is one node"))]
+    NodeLost,
 }
 
 /// How a client came back that names the session that it had: it has it again, or [`NotResumed::code`] says why not.
-pub(super) const RESUMES: [&str; 8] = ["resumed", "unknown", "expired", "gap", "revoked", "kicked", "ended", "late"];
+pub(super) const RESUMES: [&str; 9] =
+    ["resumed", "unknown", "expired", "gap", "revoked", "kicked", "ended", "late", "node_lost"];
 
 impl NotResumed {
     /// What the Welcome calls it, and an event log.
@@ -68,6 +72,7 @@ impl NotResumed {
             Self::Evicted(eviction) => eviction.code(),
             Self::Ended => "ended",
             Self::Late => "late",
+            Self::NodeLost => "node_lost",
         }
     }
 }

@@ -25,6 +25,13 @@ impl GivenUp {
         self.calls.push_back((id, until));
     }
 
+    /// Those that may still run, and for how many milliseconds.
+    #[cfg(feature = "cluster")]
+    pub(super) fn left(&self) -> Vec<(u64, u64)> {
+        let left = |until: &Instant| until.saturating_duration_since(Instant::now()).as_millis() as u64;
+        self.calls.iter().map(|(id, until)| (*id, left(until))).filter(|(_, left)| 0 < *left).collect()
+    }
+
     /// Those that may still run.
     pub(super) fn ids(&self) -> Vec<u64> {
         let now = Instant::now();

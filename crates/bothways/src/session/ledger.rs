@@ -23,7 +23,9 @@ use bytes::Bytes;
 
 use self::book::Book;
 #[cfg(feature = "cluster")]
-pub(super) use self::image::{EntryImage, LedgerImage};
+pub(crate) use self::image::EntryImage;
+#[cfg(feature = "cluster")]
+pub(super) use self::image::LedgerImage;
 pub(super) use self::unsent::Unsent;
 use super::{
     account::{self, Account},

@@ -124,6 +124,8 @@ mod target;
 mod tell;
 mod topic;
 mod totals;
+#[cfg(feature = "cluster")]
+mod travel;
 mod user;
 mod users;
 
@@ -152,7 +154,9 @@ pub use self::{
 pub(crate) use self::{
     carried::{Carried, Destination, Elsewhere},
     carried_call::{Callable, CarriedCall, CarriedOutcome, FindAsked, FoundEverywhere, Missed, Seen},
-    elsewhere::{Counts, Share},
+    elsewhere::{Counts, Known, Share, Watcher},
+    ledger::EntryImage,
+    travel::{Relay, SessionImage, hash_of},
 };
 use self::{claims::Listed, endings::Last};
 pub use self::{

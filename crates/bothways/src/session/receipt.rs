@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
 #[cfg(feature = "cluster")]
-use super::elsewhere::{Afar, Counts, NodeId, Share, Unreached};
+use super::elsewhere::{Afar, Counts, NodeId, Share, Unreached, Watcher};
 
 use super::{
     Class, Push, SessionId,
@@ -626,9 +626,24 @@ impl Receipt {
         receipt
     }
 
+    /// As [`Self::watched`], of a push that is counted at another node.
+    pub(super) fn relayed(watcher: Watcher) -> Self {
+        let receipt = Self::new();
+        let afar = Afar::default();
+        let _ = afar.watcher.set(watcher);
+        let _ = receipt.tally.afar.set(Box::new(afar));
+        receipt.tally.awaited.fetch_or(WATCHED, Ordering::Relaxed);
+        receipt
+    }
+
     /// What it says now, and how many changes there were.
     pub(crate) fn standing(&self) -> (u64, Outcomes) {
         self.tally.standing()
+    }
+
+    /// It is the push of this number at that node.
+    pub(crate) fn addressed(&self, node: NodeId, number: u64) {
+        let _ = self.tally.afar.get_or_init(Box::default).address.set((node, number));
     }
 
     /// A node's share of it is another one now.
@@ -643,6 +658,11 @@ impl Tally {
     fn standing(&self) -> (u64, Outcomes) {
         let outcomes = self.outcomes.lock();
         (self.changes.load(Ordering::Relaxed), *outcomes)
+    }
+
+    fn withdraw(&self, stage: Stage) {
+        self.outcomes.lock().counts[stage.index()] -= 1;
+        self.changes.fetch_add(1, Ordering::Relaxed);
     }
 
     fn settle(&self, node: NodeId, was: &Share, is: &Share) {
@@ -758,6 +778,26 @@ impl Ticket {
 
     pub(super) fn stage(&self) -> Stage {
         self.stage
+    }
+
+    /// The node that has pushed it, and its number there; `None`: it went to no other node.
+    #[cfg(feature = "cluster")]
+    pub(super) fn address(&self) -> Option<(NodeId, u64)> {
+        self.tally.afar.get()?.address.get().copied()
+    }
+
+    /// It is no target after all: another node has it.
+    #[cfg(feature = "cluster")]
+    pub(super) fn withdraw(&mut self) {
+        if self.stage.is_final() {
+            return;
+        }
+        self.tally.withdraw(self.stage);
+        if let Some(each) = self.tally.each.upgrade() {
+            each.end(self.place, Stage::Unknown);
+        }
+        self.stage = Stage::Unknown;
+        Tally::tell(&self.tally);
     }
 
     #[cfg(all(test, feature = "cluster"))]

@@ -88,6 +88,10 @@ pub(crate) struct Registry {
     /// The way to sessions of other nodes.
     #[cfg(feature = "cluster")]
     pub(crate) beyond: super::carried::Beyond,
+    /// Held while a push is on its way to sessions of this node, and by who takes a session in or parts from one. Locked
+    /// before all others.
+    #[cfg(feature = "cluster")]
+    pub(crate) gate: parking_lot::RwLock<()>,
 }
 
 /// When the log was told last of what befalls sessions: of a crowd it is told how many, and `explain` has the rest.
@@ -139,6 +143,8 @@ impl Registry {
             post: Post::new(),
             #[cfg(feature = "cluster")]
             beyond: super::carried::Beyond::new(),
+            #[cfg(feature = "cluster")]
+            gate: parking_lot::RwLock::new(()),
         })
     }
 
@@ -388,12 +394,32 @@ impl Registry {
         if let Class::Durable { ttl } = push.class {
             return self.post(target, push, ttl, receipt);
         }
-        self.push_here(target, push, receipt)?;
         #[cfg(feature = "cluster")]
         if let Some(beyond) = self.beyond.get()
             && let Some(carried) = super::Carried::of(target, push)
         {
-            beyond.route(&carried, receipt);
+            return self.push_everywhere(&**beyond, &carried, target, push, receipt);
+        }
+        self.push_here(target, push, receipt)
+    }
+
+    /// As [`Self::push`], in a cluster. No session comes or goes between the look for sessions and the number under which
+    /// other nodes get the push: by that number they know who has it.
+    #[cfg(feature = "cluster")]
+    fn push_everywhere(
+        &self,
+        beyond: &dyn super::Elsewhere,
+        carried: &super::Carried,
+        target: &Target,
+        push: &Push,
+        receipt: &Receipt,
+    ) -> Result<(), SendError> {
+        let _stay = self.gate.read_recursive();
+        self.push_here(target, push, receipt)?;
+        if let Some(number) = beyond.route(carried, receipt)
+            && beyond.has_left()
+        {
+            beyond.push_after(&super::Destination::Sessions(target.clone()), push, receipt, number);
         }
         Ok(())
     }
@@ -430,12 +456,18 @@ impl Registry {
 
     /// Publishes to a topic: here, and at all nodes if no history keeps it.
     pub(crate) fn publish(&self, topic: &str, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
-        self.hub.publish(topic, push, receipt)?;
         #[cfg(feature = "cluster")]
         if let Some(beyond) = self.beyond.get().filter(|_| !self.hub.keeps_history(topic)) {
-            beyond.route(&super::Carried::of_topic(topic, push), receipt);
+            let _stay = self.gate.read_recursive();
+            self.hub.publish(topic, push, receipt)?;
+            if let Some(number) = beyond.route(&super::Carried::of_topic(topic, push), receipt)
+                && beyond.has_left()
+            {
+                beyond.push_after(&super::Destination::Topic(topic.to_owned()), push, receipt, number);
+            }
+            return Ok(());
         }
-        Ok(())
+        self.hub.publish(topic, push, receipt)
     }
 
     /// Pushes here what another node has sent. False: it cannot be taken.

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     clock::later,
     connection::{Connection, HeldReply},
+    reply::BoxFuture,
 };
 
 impl Registry {
@@ -29,10 +30,20 @@ impl Registry {
     pub(crate) fn claim(&self, connection: &Connection, said: &Metadata, is_let_in: bool) -> Option<Claim> {
         let wanted = said.get(keys::SESSION_ID)?.parse().ok()?;
         let session = self.of(connection)?;
-        if !self.waits_for(said) {
+        let bounds = Arc::clone(&self.bounds);
+        let claims = if self.waits_for(said) {
+            Claims::new(wanted, !is_let_in, bounds)
+        } else {
+            #[cfg(not(feature = "cluster"))]
             return None;
-        }
-        let claims = Claims::new(wanted, !is_let_in, Arc::clone(&self.bounds));
+            #[cfg(feature = "cluster")]
+            match self.beyond.get() {
+                Some(_) if self.session(wanted).is_none() && !is_let_in => {
+                    Claims::elsewhere(wanted, session.id(), bounds)
+                }
+                _ => return None,
+            }
+        };
         let claims = {
             let mut state = session.lock();
             state.leave_batch(&session.inner.event_log);
@@ -149,7 +160,34 @@ impl Registry {
             }
             self.hub.rename(fresh);
         }
+        #[cfg(feature = "cluster")]
+        if let Some(beyond) = self.beyond.get() {
+            beyond.note(fresh.id());
+        }
         secret
+    }
+
+    /// Brings the session here that the client of this Hello had, if another node has it. `None`: there is nothing to
+    /// bring. `Err`: not now; its client keeps it, and is to come again after so long.
+    pub(crate) fn bring(&self, connection: &Connection, hello: &Metadata) -> Option<BoxFuture<Result<(), Duration>>> {
+        #[cfg(feature = "cluster")]
+        return self.beyond.get()?.bring(connection, hello);
+        #[cfg(not(feature = "cluster"))]
+        {
+            let _ = (connection, hello);
+            None
+        }
+    }
+
+    /// True if this may be a client whose session is to be brought here.
+    pub(crate) fn may_bring(&self, hello: &Metadata) -> bool {
+        #[cfg(feature = "cluster")]
+        return self.beyond.get().is_some() && hello.value(keys::SESSION_ID).is_some();
+        #[cfg(not(feature = "cluster"))]
+        {
+            let _ = hello;
+            false
+        }
     }
 
     /// The Welcome is on its way: what the session owes its client follows it.
@@ -245,6 +283,10 @@ impl Registry {
 
         if !making_way.may_make_way() {
             return Err(NotResumed::Unknown);
+        }
+        if state.is_given() {
+            // Another node has asked for it this moment.
+            return Err(NotResumed::Late);
         }
         if state.is_past(self.options.resume_window) {
             return Err(NotResumed::Expired);

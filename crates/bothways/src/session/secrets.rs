@@ -21,6 +21,23 @@ impl Secret {
         secret
     }
 
+    /// One that was made at another node.
+    #[cfg(feature = "cluster")]
+    pub(super) fn of(hash: [u8; 32], attempt: u64) -> Self {
+        Self { hash: Some(hash), attempt }
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(super) fn hash(&self) -> Option<[u8; 32]> {
+        self.hash
+    }
+
+    /// The greatest attempt that was let in.
+    #[cfg(feature = "cluster")]
+    pub(super) fn attempt(&self) -> u64 {
+        self.attempt
+    }
+
     /// True if this is the secret.
     pub(super) fn admits(&self, secret: &str) -> bool {
         // Of hashes of secrets, the time of a comparison tells nothing of use.
@@ -52,7 +69,7 @@ fn mark(hash: [u8; 32]) -> u128 {
     hash.iter().take(16).fold(0, |mark, byte| mark << 8 | u128::from(*byte))
 }
 
-fn hash(secret: &str) -> [u8; 32] {
+pub(super) fn hash(secret: &str) -> [u8; 32] {
     Sha256::digest(secret.as_bytes()).into()
 }
 

@@ -24,6 +24,7 @@
 //! | `resume` | the client is let in and comes back to this session, on a new connection | `Resumable` |
 //! | `make_way` | the client of this one comes back to another one | `MadeWay` |
 //! | `lose` | its connection is over | `Away` if its client may come back, else `Left` |
+//! | `give`, `take_back`, `depart` | another node wants it; it stays after all; it has gone | `Given`, `Away`, `Ended` |
 //! | `end` | the server, the client or the time that it may be away | `Ended` |
 //! | `welcomed`, `ack`, `bind`, `take`, … | the client, the application | as it was |
 //!
@@ -37,6 +38,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
+#[cfg(feature = "cluster")]
+use super::receipt::Ticket;
 use super::{
     Session, SessionId,
     account::Account,
@@ -52,7 +55,7 @@ use super::{
     parts::{Part, Parts},
     push::{Class, Push},
     queues::Counted,
-    receipt::{Failure, Stage},
+    receipt::{DropReason, Failure, Stage},
     secrets::Secret,
     topic::Patterns,
 };
@@ -108,6 +111,13 @@ enum Phase {
     /// Its client left, and may come back.
     Away {
         since: Instant,
+    },
+    /// It was given to another node, and changes no more: what is pushed to it is held until it is known where it goes
+    /// on. See `travel.rs`.
+    #[cfg(feature = "cluster")]
+    Given {
+        since: Instant,
+        claims: Box<Claims>,
     },
     /// Its client left, and cannot come back: if it was `Resumable`, because nobody waits for it.
     Left {
@@ -368,6 +378,12 @@ impl State {
             Phase::Away { .. } => (None, None, None),
             Phase::Left { claims, .. } => (None, claims, None),
             Phase::MadeWay { into } => (None, None, Some(into)),
+            #[cfg(feature = "cluster")]
+            Phase::Given { claims, .. } => {
+                // Nobody here knows what becomes of what was in its image.
+                self.ledger.depart().iter_mut().for_each(|ticket| ticket.advance(Stage::Unknown));
+                (None, Some(claims), None)
+            }
             ended @ Phase::Ended { .. } => {
                 self.phase = ended;
                 return None;
@@ -414,6 +430,114 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Gap;
 
+/// Its way to other nodes, and from there.
+#[cfg(feature = "cluster")]
+impl State {
+    /// It came from another node, and its client is away.
+    pub(super) fn arrived(since: Instant, generation: u64, ledger: Ledger) -> Self {
+        Self {
+            phase: Phase::Away { since },
+            generation,
+            user: None,
+            listed: 0,
+            patterns: Patterns::default(),
+            knows_topics: false,
+            ledger,
+            put_off: None,
+            seen: 0,
+            taken: 0,
+            batch: None,
+            rare: None,
+        }
+    }
+
+    pub(super) fn knowing(
+        mut self,
+        secret: Secret,
+        labels: Vec<(String, String)>,
+        given_up: impl Iterator<Item = (u64, Instant)>,
+    ) -> Self {
+        let rare = self.rare();
+        (rare.secret, rare.labels) = (secret, labels.into_iter().collect());
+        for (id, until) in given_up {
+            rare.given_up.get_or_insert_default().note(id, until);
+        }
+        self
+    }
+
+    pub(super) fn handling(mut self, methods: Option<Methods>, takes_only_these: bool, knows_topics: bool) -> Self {
+        self.introduce(methods, takes_only_these);
+        self.knows_topics = knows_topics;
+        self
+    }
+
+    /// Another node wants it: it loses the connection that it has, which is returned, and changes no more.
+    pub(super) fn give(&mut self, at: Duration, bounds: &Arc<Bounds>) -> Option<Connection> {
+        debug_assert!(self.batch.is_none(), "see `leave_batch`");
+        if let Some(connection) = self.connection().cloned() {
+            self.lose(&connection, true, Instant::now(), at);
+            self.give(at, bounds);
+            return Some(connection);
+        }
+        let since = self.away_since()?;
+        let claims = Box::new(Claims::new(SessionId(0), false, Arc::clone(bounds)));
+        self.phase = Phase::Given { since, claims };
+        None
+    }
+
+    /// It stays: what was held is its. False: it was not given away.
+    pub(super) fn take_back(&mut self, now: Instant, at: Duration) -> bool {
+        match std::mem::replace(&mut self.phase, Phase::BETWEEN) {
+            Phase::Given { claims, .. } => {
+                self.phase = Phase::Away { since: now };
+                for HeldEntry { entry, .. } in claims.held {
+                    self.ledger.push(entry, at);
+                }
+                self.ledger.miss_all(claims.unsent);
+                true
+            }
+            other => {
+                self.phase = other;
+                false
+            }
+        }
+    }
+
+    /// It has gone: the tickets of what was in its image, and what was held since. It is to be removed.
+    pub(super) fn depart(&mut self) -> Option<(Vec<Ticket>, Vec<HeldEntry>)> {
+        match &mut self.phase {
+            Phase::Given { claims, .. } => Some((self.ledger.depart(), std::mem::take(&mut claims.held))),
+            _ => None,
+        }
+    }
+
+    /// Since when its client was away when it was given.
+    pub(super) fn given_since(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Given { since, .. } => Some(*since),
+            _ => None,
+        }
+    }
+
+    pub(super) fn ledger_mut(&mut self) -> &mut Ledger {
+        &mut self.ledger
+    }
+
+    pub(super) fn takes_only_these(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.takes_only_these)
+    }
+
+    /// Its client has subscribed by itself.
+    pub(super) fn knows_topics_itself(&self) -> bool {
+        self.knows_topics
+    }
+
+    /// Calls that were given up, and how many milliseconds each may still run.
+    pub(super) fn given_up_calls(&self) -> Vec<(u64, u64)> {
+        self.rare.as_ref().and_then(|rare| rare.given_up.as_ref()).map(|calls| calls.left()).unwrap_or_default()
+    }
+}
+
 /// Where it stands.
 impl State {
     /// The connection that it has; after its end the one that it had, until that is over.
@@ -424,6 +548,8 @@ impl State {
             }
             Phase::Ended { connection, .. } => connection.as_ref(),
             Phase::Away { .. } | Phase::Left { .. } | Phase::MadeWay { .. } => None,
+            #[cfg(feature = "cluster")]
+            Phase::Given { .. } => None,
         }
     }
 
@@ -441,6 +567,8 @@ impl State {
         match &self.phase {
             Phase::Resumable { .. } | Phase::Away { .. } => true,
             Phase::Left { was_resumable, .. } => *was_resumable,
+            #[cfg(feature = "cluster")]
+            Phase::Given { .. } => true,
             Phase::Plain { .. } | Phase::Claiming { .. } | Phase::MadeWay { .. } | Phase::Ended { .. } => false,
         }
     }
@@ -449,9 +577,20 @@ impl State {
     pub(super) fn counted_as(&self) -> Counted {
         match &self.phase {
             Phase::Away { .. } => Counted::Away,
+            #[cfg(feature = "cluster")]
+            Phase::Given { .. } => Counted::Away,
             Phase::Resumable { .. } => Counted::Resumable,
             _ => Counted::Plain,
         }
+    }
+
+    /// True while it is given away: nothing may change it.
+    pub(super) fn is_given(&self) -> bool {
+        #[cfg(feature = "cluster")]
+        let is_given = matches!(self.phase, Phase::Given { .. });
+        #[cfg(not(feature = "cluster"))]
+        let is_given = false;
+        is_given
     }
 
     pub(super) fn is_ended(&self) -> bool {
@@ -517,6 +656,8 @@ impl State {
         match &mut self.phase {
             Phase::Claiming { claims, .. } => Some(claims),
             Phase::Left { claims, .. } => claims.as_deref_mut(),
+            #[cfg(feature = "cluster")]
+            Phase::Given { claims, .. } => Some(claims),
             _ => None,
         }
     }
@@ -659,7 +800,9 @@ impl State {
 
     /// Drops what has waited too long. Times are since the session began.
     pub(super) fn expire_waiting(&mut self, now: Duration) {
-        self.ledger.expire_waiting(now);
+        if !self.is_given() {
+            self.ledger.expire_waiting(now);
+        }
     }
 
     /// What goes to its connection next.
@@ -708,7 +851,11 @@ impl State {
     }
 
     /// Holds a push of this name until it is known which session the client gets. Returns it if that is known.
-    pub(super) fn hold(&mut self, entry: Entry, name: &Arc<str>) -> Option<Entry> {
+    pub(super) fn hold(&mut self, mut entry: Entry, name: &Arc<str>) -> Option<Entry> {
+        if self.is_given() && entry.class == Class::Fire {
+            entry.ticket.advance(Stage::Dropped(DropReason::Disconnected));
+            return None;
+        }
         match self.claims_mut() {
             Some(claims) => {
                 claims.hold(entry, name);
@@ -826,6 +973,8 @@ impl State {
         match self.phase {
             Phase::Plain { .. } | Phase::Resumable { .. } | Phase::Away { .. } => {}
             Phase::Claiming { .. } | Phase::Left { .. } | Phase::MadeWay { .. } | Phase::Ended { .. } => return None,
+            #[cfg(feature = "cluster")]
+            Phase::Given { .. } => return None,
         }
         let mut has_much = false;
         if let Some(before) = self.batch.take() {

@@ -102,6 +102,20 @@ impl Target {
         named && self.labels.is_empty() && !self.except.contains(&id)
     }
 
+    /// True if a session that went to another node lately is meant.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn admits_known(&self, id: SessionId, known: &super::elsewhere::Known) -> bool {
+        let named = match &self.who {
+            Who::Session(session) => *session == id,
+            Who::Users(names) => known.user.as_deref().is_some_and(|user| names.iter().any(|name| name == user)),
+            Who::Everyone => true,
+            Who::SubscribersOf(topic) => known.patterns.iter().any(|pattern| super::topic::covers(pattern, topic)),
+            Who::Connection(_) => false,
+        };
+        let has = |wanted: &(String, String)| known.labels.contains(wanted);
+        named && !self.except.contains(&id) && self.labels.iter().all(has)
+    }
+
     /// True if the session is not excluded.
     pub(crate) fn admits(&self, session: &Session) -> bool {
         if self.except.contains(&session.id()) {

@@ -235,6 +235,12 @@ impl Patterns {
         }
     }
 
+    /// Each, and whether its client asked for it.
+    #[cfg(feature = "cluster")]
+    pub(super) fn asked(&self) -> impl Iterator<Item = (&Arc<str>, bool)> {
+        self.held.iter().map(|(name, since)| (name, since.0 & Since::BY_CLIENT != 0))
+    }
+
     /// True if it was there.
     pub(super) fn remove(&mut self, pattern: &str) -> bool {
         let place = self.place(pattern);

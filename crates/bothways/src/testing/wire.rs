@@ -42,7 +42,7 @@ pub struct Wire {
 
 #[derive(Debug)]
 struct Shared {
-    server: Address,
+    server: Mutex<Address>,
     /// Told when anything below changes that somebody waits for.
     changed: watch::Sender<()>,
     state: Mutex<State>,
@@ -105,8 +105,11 @@ impl Wire {
         let address = fresh_address();
         let own: Address = address.parse()?;
         let listener = Listener::bind(&own, &ListenOptions::default()).await?;
-        let shared =
-            Arc::new(Shared { server: server.parse()?, changed: watch::Sender::new(()), state: Mutex::default() });
+        let shared = Arc::new(Shared {
+            server: Mutex::new(server.parse()?),
+            changed: watch::Sender::new(()),
+            state: Mutex::default(),
+        });
         let accepting = tokio::spawn(accept(Arc::clone(&shared), own, listener)).abort_handle();
         Ok(Self { address, shared, accepting })
     }
@@ -114,6 +117,15 @@ impl Wire {
     /// Where a client connects to.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Who connects from here on reaches this server, as behind a balancer. A connection that is there stays.
+    ///
+    /// # Errors
+    /// [`ServeError::Address`]: it is no address.
+    pub fn lead_to(&self, server: &str) -> Result<(), ServeError> {
+        *self.shared.server.lock() = server.parse()?;
+        Ok(())
     }
 
     /// Cuts the connection, if there is one. The client may come back at once.
@@ -306,7 +318,8 @@ async fn accept(shared: Arc<Shared>, own: Address, listener: Listener) {
             tokio::spawn(async move {
                 let Ok(client) = accepted.handshake(Duration::from_secs(10)).await else { return };
                 // A server that is not there: the client sees the end.
-                if let Ok(server) = transport::connect(&shared.server, &ConnectOptions::default()).await {
+                let to = shared.server.lock().clone();
+                if let Ok(server) = transport::connect(&to, &ConnectOptions::default()).await {
                     relay(&shared, number, client, server).await;
                 }
             });
@@ -389,7 +402,8 @@ async fn double_claim(shared: &Arc<Shared>, message: &Message) {
 
 /// Says this on a connection of its own, of which nobody reads the answers, until the server ends it.
 async fn say_alone(shared: &Shared, message: &Message) {
-    let Ok(other) = transport::connect(&shared.server, &ConnectOptions::default()).await else { return };
+    let to = shared.server.lock().clone();
+    let Ok(other) = transport::connect(&to, &ConnectOptions::default()).await else { return };
     if write_all(&other, message.frame()).await.is_ok() {
         tokio::spawn(async move {
             let mut buffer = vec![0; 4 << 10];

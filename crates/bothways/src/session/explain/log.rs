@@ -57,17 +57,36 @@ pub(super) struct Record {
 pub(in crate::session) enum What {
     Connected(ConnectionId),
     Resumable,
-    NotResumed { wanted: Arc<str>, why: &'static str },
-    Lost { connection: ConnectionId, why: Arc<str>, waits: bool },
-    Resumed { connection: ConnectionId, generation: u64, repeated: usize },
+    NotResumed {
+        wanted: Arc<str>,
+        why: &'static str,
+    },
+    Lost {
+        connection: ConnectionId,
+        why: Arc<str>,
+        waits: bool,
+    },
+    Resumed {
+        connection: ConnectionId,
+        generation: u64,
+        repeated: usize,
+    },
     TakenOver(ConnectionId),
     Bound(Option<Arc<str>>),
     Subscribed(Arc<str>),
     Unsubscribed(Arc<str>),
     GapTold(u64),
     Push(PushRecord),
-    Call { name: Arc<str>, attempts: u16, outcome: Outcome, done: u32 },
+    Call {
+        name: Arc<str>,
+        attempts: u16,
+        outcome: Outcome,
+        done: u32,
+    },
     Ended(Arc<str>),
+    /// Of the node that had the session before.
+    #[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "there is one node"))]
+    Elsewhere(Box<Event>),
 }
 
 #[derive(Debug)]
@@ -295,6 +314,32 @@ impl EventLog {
         }
     }
 
+    /// That of a session which comes from another node, with its last events there.
+    #[cfg(feature = "cluster")]
+    pub(in crate::session) fn restored(
+        events_max: usize,
+        began: Instant,
+        events: impl Iterator<Item = (u64, Event)>,
+    ) -> Self {
+        let event_log = Self::at(events_max, began);
+        for (at, event) in events {
+            event_log.note_at(at, What::Elsewhere(event.into()));
+        }
+        event_log
+    }
+
+    /// The last events, each at so many microseconds since the session began.
+    #[cfg(feature = "cluster")]
+    pub(in crate::session) fn last_events(&self, max: usize) -> Vec<(u64, Event)> {
+        let told = |record: &Record| (record.at, record.what.event());
+        let mut events: Vec<(u64, Event)> = match &*self.stored.lock() {
+            Stored::Packed(packed) => packed.records().map(|record| told(&record)).collect(),
+            Stored::Ring(ring) => ring.in_order().map(told).collect(),
+        };
+        events.sort_by_key(|(at, _)| *at);
+        events.split_off(events.len().saturating_sub(max))
+    }
+
     /// The story so far.
     pub(in crate::session) fn snapshot(
         &self,
@@ -478,6 +523,7 @@ impl What {
                 done_ms: known(*done),
             },
             Self::Ended(why) => Event::Ended(why.to_string()),
+            Self::Elsewhere(event) => (**event).clone(),
         }
     }
 }

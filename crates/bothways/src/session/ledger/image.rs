@@ -59,7 +59,7 @@ enum KeyHolder {
 
 /// One push that its client is owed.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub(in crate::session) struct EntryImage {
+pub(crate) struct EntryImage {
     /// `None`: it is tracked. Of newest values the key.
     latest: Option<String>,
     priority: u8,
@@ -72,7 +72,7 @@ pub(in crate::session) struct EntryImage {
     is_framework: bool,
     stage: u8,
     /// Under which its former node hears of it; 0: nobody asks.
-    pub(in crate::session) number: u64,
+    pub(crate) number: u64,
 }
 
 impl EntryImage {
@@ -81,7 +81,7 @@ impl EntryImage {
         Self {
             latest: match &entry.class {
                 Class::Latest(key) => Some(key.clone()),
-                Class::Tracked | Class::Fire => None,
+                Class::Tracked | Class::Durable { .. } | Class::Fire => None,
             },
             priority: entry.priority.index() as u8,
             frame: entry.frame.clone(),
@@ -92,6 +92,11 @@ impl EntryImage {
             stage: entry.ticket.stage().index() as u8,
             number,
         }
+    }
+
+    /// As this, under another number.
+    pub(in crate::session) fn numbered(self, number: u64) -> Self {
+        Self { number, ..self }
     }
 
     pub(in crate::session) fn stage(&self) -> Stage {
@@ -253,7 +258,7 @@ impl Book {
                         return None;
                     }
                 }
-                Class::Tracked | Class::Fire => {
+                Class::Tracked | Class::Durable { .. } | Class::Fire => {
                     book.tracked = (book.tracked.0 + 1, book.tracked.1 + size);
                     book.wait(entry);
                 }

@@ -1,0 +1,973 @@
+//! The sessions of a node in the register; those that leave it, and those that came lately.
+//!
+//! ```text
+//!  a session begins ──► its record is written (behind: nobody waits for it)
+//!  Give of another node ──► frozen, its image goes out ──┬─ the record has moved ─► gone: relays, a note for 30 s
+//!                                                        └─ own compare-and-set ──► it stays
+//! ```
+//!
+//! - A *relay* is the ticket of a push whose session went on elsewhere. The node that has the session says how the push
+//!   stands, as it does of a push of another node; so the receipt tells the truth without knowing of the move.
+//! - Each push reaches the nodes one by one, and each node sees the pushes of another one by growing numbers. The node that
+//!   takes a session in says up to which number it has seen those of each node before: its *cuts*. What comes to it later
+//!   it gives to the session itself. What it has seen already is the former owner's to give: that has it in the image, or
+//!   sends it after the session, and leaves everything behind the cuts alone. So a push comes neither twice nor not at all,
+//!   however late it is at one of them, and whatever the clocks say.
+//! - A *note* says where a session went, and has the cuts. It is kept for 30 s: no push is under way for longer.
+//!
+//! The lock here is taken before that of the node, and may be taken under that of a session. Nothing of the registry is called
+//! under it.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bothways_proto::SerializeType;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use super::{
+    claim::{Admission, Given, Owned, Record},
+    engine::{ClaimError, NodeId, Revision},
+    mail::{Answer, Standing},
+    node::Node,
+    record::{RECORD_TTL, RENEW_AFTER, Written},
+    remote::PushNumber,
+    snapshot,
+};
+use crate::{
+    codec::{Encode, Payload},
+    session::{Counts, Destination, EntryImage, Known, Push, Receipt, Relay, SessionId, Watcher},
+};
+
+/// For how long it is known where a session went.
+const LATELY: Duration = Duration::from_secs(30);
+/// A push that waited for longer on its way here is refused while there are notes: one may be forgotten already.
+pub(super) const WAITED_MAX: Duration = Duration::from_secs(20);
+/// How long a session stays frozen before its owner asks the register whether it has moved.
+const FROZEN_MAX: Duration = Duration::from_secs(1);
+/// Records that are written side by side, and sessions that are brought here side by side.
+const SIDE_BY_SIDE: usize = 64;
+/// After how long what the register did not take is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long one question about a move may take.
+pub(super) const ASK_MAX: Duration = Duration::from_secs(1);
+/// How long a node that took a session may take until it has it.
+const TAKEN_MAX: Duration = Duration::from_secs(10);
+/// Numbers of relays are of another kind than those of pushes.
+const RELAY: PushNumber = 1 << 63;
+
+/// See the module.
+pub(super) struct Moves {
+    state: Mutex<State>,
+    /// Records wait to be written.
+    due: Notify,
+    /// Sessions that left lately: while there are none, pushes ask nothing here.
+    left: AtomicUsize,
+    /// The greatest number of a push of each node that came here.
+    seen: Mutex<Cuts>,
+    pub(super) places: Semaphore,
+}
+
+#[derive(Default)]
+struct State {
+    owned: HashMap<SessionId, Owning>,
+    due: HashSet<SessionId>,
+    /// When records are to be written again.
+    later: BTreeSet<(Instant, SessionId)>,
+    /// Sessions that are being brought here.
+    claiming: HashSet<SessionId>,
+    notes: HashMap<SessionId, Note>,
+    /// Sessions that came lately, with their cuts, for their former nodes.
+    came: HashMap<SessionId, (Cuts, Instant)>,
+    relays: HashMap<PushNumber, Following>,
+    next: PushNumber,
+    /// When the lease was surely renewed last, and since when that never failed.
+    renewed: Option<Instant>,
+    sound_since: Option<Instant>,
+}
+
+/// A session of this node.
+struct Owning {
+    owned: Owned<Option<Arc<Parcel>>>,
+    /// Its record names a life of this node that is over.
+    is_stale: bool,
+    /// Who asked for it last, and when.
+    asked: Option<(NodeId, Instant)>,
+    /// A task waits for where it goes.
+    is_watched: bool,
+}
+
+/// A session that was given away, as it goes.
+pub(super) struct Parcel {
+    parts: Vec<Bytes>,
+    /// Of its pushes whose ends are open.
+    numbers: Vec<PushNumber>,
+}
+
+/// Where a session went.
+struct Note {
+    known: Known,
+    to: NodeId,
+    /// `None`: nobody knows.
+    cuts: Option<Cuts>,
+    until: Instant,
+}
+
+/// Up to which number the pushes of each node had come when a session came.
+pub(super) type Cuts = HashMap<NodeId, PushNumber>;
+
+/// True if a push of this number had come before.
+fn is_before(cuts: &Cuts, origin: NodeId, number: PushNumber) -> bool {
+    cuts.get(&origin).is_some_and(|cut| number <= *cut)
+}
+
+/// A push of a session that was given to this node.
+struct Following {
+    node: NodeId,
+    changes: u64,
+    said: Option<Counts>,
+    relay: Option<Relay>,
+}
+
+/// What nodes ask each other when sessions move.
+#[derive(Deserialize, Serialize)]
+pub(super) struct Question {
+    pub(super) moving: Asked,
+}
+
+#[derive(Deserialize, Serialize)]
+pub(super) enum Asked {
+    Give {
+        id: SessionId,
+        hash: [u8; 32],
+        attempt: Option<u64>,
+        by: u64,
+    },
+    Part {
+        id: SessionId,
+        part: u32,
+    },
+    Has {
+        id: SessionId,
+        hash: [u8; 32],
+    },
+    /// It is there now, and these are its cuts.
+    Took {
+        id: SessionId,
+        by: u64,
+        cuts: Vec<(u64, PushNumber)>,
+    },
+    /// Is it there now?
+    Came {
+        id: SessionId,
+    },
+}
+
+#[derive(Deserialize, Serialize)]
+pub(super) enum Said {
+    Image {
+        term: u64,
+        revision: u64,
+        parts: u32,
+        first: Bytes,
+    },
+    Part(Bytes),
+    Late,
+    NotMine,
+    Moved(u64),
+    /// Not now.
+    Silent,
+    Has(bool),
+    Came(Option<Vec<(u64, PushNumber)>>),
+    Heard,
+}
+
+impl Said {
+    /// `None`: it is none.
+    pub(super) fn from_bytes(bytes: Bytes) -> Option<Self> {
+        Self::decode(SerializeType::MSGPACK, bytes).ok()
+    }
+}
+
+impl Moves {
+    pub(super) fn new() -> Self {
+        let state = State { next: RELAY, ..State::default() };
+        Self {
+            state: Mutex::new(state),
+            due: Notify::new(),
+            left: AtomicUsize::new(0),
+            seen: Mutex::default(),
+            places: Semaphore::new(SIDE_BY_SIDE),
+        }
+    }
+
+    /// The lease was renewed by what began at this moment.
+    pub(super) fn renewed(&self, at: Instant) {
+        let mut state = self.state.lock();
+        state.renewed = Some(at);
+        state.sound_since.get_or_insert(at);
+    }
+
+    /// The register does not answer.
+    pub(super) fn not_renewed(&self) {
+        self.state.lock().sound_since = None;
+    }
+
+    /// The lease surely lives. The last third of it, and five seconds at most, are doubt.
+    pub(super) fn is_certain(&self, lease: Duration) -> bool {
+        let doubt = (lease / 3).min(Duration::from_secs(5));
+        let certain = lease.saturating_sub(doubt);
+        self.state.lock().renewed.is_some_and(|renewed| renewed.elapsed() < certain)
+    }
+
+    /// This node may judge others: the register was up for a whole lease.
+    pub(super) fn may_judge(&self, lease: Duration) -> bool {
+        self.is_certain(lease) && self.state.lock().sound_since.is_some_and(|since| lease <= since.elapsed())
+    }
+
+    /// A session to which its client may come back began here, or ended: its record follows.
+    pub(super) fn note(&self, id: SessionId) {
+        if self.state.lock().due.insert(id) {
+            self.due.notify_one();
+        }
+    }
+
+    pub(super) fn wake(&self) {
+        self.due.notify_one();
+    }
+
+    /// Nobody tells any more what becomes of this one.
+    pub(super) fn forget(&self, number: PushNumber) {
+        let forgotten = self.state.lock().relays.remove(&number);
+        drop(forgotten);
+    }
+
+    /// A session is being brought here. False: it is already.
+    pub(super) fn begin_claim(&self, id: SessionId) -> bool {
+        self.state.lock().claiming.insert(id)
+    }
+
+    pub(super) fn end_claim(&self, id: SessionId) {
+        self.state.lock().claiming.remove(&id);
+    }
+
+    /// A session is here from here on, by this record.
+    pub(super) fn own(&self, id: SessionId, term: u64, revision: Revision, attempt: u64, cuts: Cuts) {
+        let mut state = self.state.lock();
+        let owned = Owned::new(term, revision, attempt, None);
+        state.owned.insert(id, Owning { owned, is_stale: false, asked: None, is_watched: false });
+        state.later.insert((Instant::now() + RENEW_AFTER, id));
+        state.notes.remove(&id);
+        state.came.insert(id, (cuts, Instant::now() + LATELY));
+        self.count_left(&state);
+        self.due.notify_one();
+    }
+
+    /// What was begun for a session that could not be taken in.
+    pub(super) fn disown(&self, id: SessionId) {
+        let mut state = self.state.lock();
+        state.owned.remove(&id);
+        state.came.remove(&id);
+    }
+
+    fn count_left(&self, state: &State) {
+        self.left.store(state.notes.len(), Ordering::Release);
+    }
+
+    /// True if sessions left lately.
+    pub(super) fn have_left(&self) -> bool {
+        self.left.load(Ordering::Acquire) != 0
+    }
+
+    /// A push of another node has come.
+    pub(super) fn saw(&self, origin: NodeId, number: PushNumber) {
+        let mut seen = self.seen.lock();
+        let seen = seen.entry(origin).or_default();
+        *seen = number.max(*seen);
+    }
+
+    /// What a session is told that comes now.
+    fn cuts(&self, me: NodeId, last: PushNumber) -> Cuts {
+        let mut cuts = self.seen.lock().clone();
+        cuts.insert(me, last);
+        cuts
+    }
+
+    /// What is over is forgotten. Answers whether there is more.
+    fn forget_old(&self) -> bool {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        state.notes.retain(|_, note| now < note.until);
+        state.came.retain(|_, (_, until)| now < *until);
+        self.count_left(&state);
+        !state.notes.is_empty() || !state.came.is_empty()
+    }
+
+    /// Sessions that left lately, which this push means, and which have to get it from here.
+    fn behind(&self, to: &Destination, origin: NodeId, number: PushNumber) -> Vec<(SessionId, NodeId)> {
+        let state = self.state.lock();
+        let is_due = |id: &SessionId, note: &Note| {
+            note.cuts.as_ref().is_some_and(|cuts| is_before(cuts, origin, number)) && to.admits_known(*id, &note.known)
+        };
+        state.notes.iter().filter(|(id, note)| is_due(id, note)).map(|(id, note)| (*id, note.to)).collect()
+    }
+
+    /// A node says how a push stands whose session went there.
+    pub(super) fn told(&self, number: PushNumber, node: NodeId, standing: &Standing) {
+        let relay = {
+            let mut state = self.state.lock();
+            let Some(following) = state.relays.get_mut(&number).filter(|following| following.node == node) else {
+                return;
+            };
+            if following.said.is_some() && standing.changes <= following.changes {
+                return;
+            }
+            (following.changes, following.said) = (standing.changes, Some(standing.counts));
+            following.relay.take()
+        };
+        // Tickets tell others: under no lock.
+        let Some(mut relay) = relay else { return };
+        relay.follow(&standing.counts);
+        let mut state = self.state.lock();
+        match state.relays.get_mut(&number) {
+            Some(_) if standing.counts.is_final() => _ = state.relays.remove(&number),
+            Some(following) => following.relay = Some(relay),
+            None => {}
+        }
+    }
+
+    /// Nobody tells any more what becomes of pushes there; `None`: of any.
+    pub(super) fn lost(&self, node: Option<NodeId>) {
+        match node {
+            Some(node) => _ = self.seen.lock().remove(&node),
+            None => self.seen.lock().clear(),
+        }
+        let mut state = self.state.lock();
+        let lost: Vec<Following> = {
+            let all = std::mem::take(&mut state.relays);
+            let (lost, kept) = all.into_iter().partition(|(_, at)| node.is_none_or(|node| at.node == node));
+            state.relays = kept;
+            let lost: HashMap<PushNumber, Following> = lost;
+            lost.into_values().collect()
+        };
+        drop(state);
+        drop(lost);
+    }
+}
+
+impl Node {
+    /// True if a number is that of a relay.
+    pub(super) fn is_relay(number: PushNumber) -> bool {
+        number & RELAY != 0
+    }
+
+    /// Whether the lease of this node surely lives.
+    pub(super) fn is_certain(&self) -> bool {
+        self.me().is_some() && self.moves.is_certain(self.options.lease)
+    }
+
+    /// Answers what another node asks about a move. `None`: it is no such question.
+    pub(super) fn answer_move(self: &Arc<Self>, bytes: Bytes) -> Option<Bytes> {
+        let Question { moving } = Question::decode(SerializeType::MSGPACK, bytes).ok()?;
+        let said = match moving {
+            Asked::Give { id, hash, attempt, by } => self.give(id, &hash, attempt, NodeId(by)),
+            Asked::Part { id, part } => self.part(id, part),
+            Asked::Has { id, hash } => {
+                let known = self.registry().and_then(|sessions| sessions.known(id));
+                Said::Has(known.is_some_and(|known| known.hash == hash))
+            }
+            Asked::Took { id, by, cuts } => {
+                self.depart(id, NodeId(by), Some(cuts.into_iter().map(|(node, cut)| (NodeId(node), cut)).collect()));
+                Said::Heard
+            }
+            Asked::Came { id } => Said::Came(self.moves.came(id)),
+        };
+        said.encode(SerializeType::MSGPACK).ok()
+    }
+
+    /// Another node wants a session for its client's attempt.
+    fn give(self: &Arc<Self>, id: SessionId, hash: &[u8; 32], attempt: Option<u64>, by: NodeId) -> Said {
+        let Some(sessions) = self.registry() else { return Said::Silent };
+        if sessions.known(id).is_some_and(|known| known.hash != *hash) {
+            return Said::NotMine;
+        }
+        let certain = self.is_certain();
+        let (term, revision, attempt) = {
+            let mut state = self.moves.state.lock();
+            if let Some(note) = state.notes.get(&id) {
+                return Said::Moved(note.to.0);
+            }
+            let Some(owning) = state.owned.get_mut(&id) else {
+                drop(state);
+                // Its record is not written yet.
+                return if sessions.has(id) { Said::Silent } else { Said::NotMine };
+            };
+            if owning.is_stale {
+                return Said::Silent;
+            }
+            let is_frozen = !owning.owned.is_live();
+            let attempt = attempt.unwrap_or_else(|| owning.owned.last_try().saturating_add(1));
+            owning.asked = Some((by, Instant::now()));
+            match owning.owned.give(attempt, certain) {
+                Given::Image { term, revision, image: Some(parcel) } => return image(term, revision, &parcel),
+                // Another thread takes the image this moment.
+                Given::Image { .. } if is_frozen => return Said::Silent,
+                Given::Image { term, revision, image: None } => (term, revision, attempt),
+                Given::Late => return Said::Late,
+                Given::NotMine | Given::Moved(_) | Given::Silent => return Said::Silent,
+            }
+        };
+
+        let mut numbers = Vec::new();
+        let given = sessions.give(id, hash, &mut || {
+            let number = self.moves.state.lock().number(by);
+            numbers.push(number);
+            number
+        });
+        let parcel = given.and_then(|mut given| {
+            given.from = self.me()?.0;
+            let parts = snapshot::write(&given, snapshot::part_bytes(self.engine().limits().message_bytes_max))?;
+            Some(Arc::new(Parcel { parts, numbers: numbers.clone() }))
+        });
+
+        let mut state = self.moves.state.lock();
+        let is_still = |owning: &Owning| !owning.owned.is_live() && owning.owned.last_try() == attempt;
+        let owning = state.owned.get_mut(&id).filter(|owning| is_still(owning));
+        match (owning, parcel) {
+            (Some(owning), Some(parcel)) => {
+                owning.owned.image = Some(Arc::clone(&parcel));
+                let is_watched = std::mem::replace(&mut owning.is_watched, true);
+                drop(state);
+                if !is_watched {
+                    tokio::spawn(settle_frozen(Arc::downgrade(self), id, self.stopped()));
+                }
+                image(term, revision, &parcel)
+            }
+            (owning, _) => {
+                if let Some(owning) = owning {
+                    owning.owned.not_given();
+                }
+                numbers.iter().for_each(|number| _ = state.relays.remove(number));
+                drop(state);
+                sessions.take_back(id);
+                Said::NotMine
+            }
+        }
+    }
+
+    fn part(&self, id: SessionId, part: u32) -> Said {
+        let state = self.moves.state.lock();
+        let parcel = state.owned.get(&id).and_then(|owning| owning.owned.image.as_ref());
+        let part = parcel.and_then(|parcel| parcel.parts.get(part as usize).cloned());
+        part.map_or(Said::NotMine, Said::Part)
+    }
+
+    /// A session that was given has gone on there. `None`: it is not known what that node had seen before.
+    pub(super) fn depart(self: &Arc<Self>, id: SessionId, to: NodeId, cuts: Option<Cuts>) {
+        let Some(sessions) = self.registry() else { return };
+        let known = sessions.known(id);
+        let (numbers, departed) = {
+            // What is pushed finds the session, or the note.
+            let _alone = sessions.gate.write();
+            let numbers = {
+                let mut state = self.moves.state.lock();
+                if state.owned.get(&id).is_none_or(|owning| owning.owned.is_live()) {
+                    return;
+                }
+                let owning = state.owned.remove(&id);
+                if let Some(known) = known {
+                    let until = Instant::now() + LATELY;
+                    state.notes.insert(id, Note { known, to, cuts: cuts.clone(), until });
+                }
+                state.came.remove(&id);
+                self.moves.count_left(&state);
+                owning.and_then(|owning| owning.owned.image).map(|parcel| parcel.numbers.clone()).unwrap_or_default()
+            };
+            (numbers, sessions.depart(id, &mut || self.moves.state.lock().number(to)))
+        };
+        self.moves.wake();
+        let Some(departed) = departed else { return };
+        for (number, relay) in numbers.into_iter().zip(departed.relays) {
+            self.relay(number, to, relay);
+        }
+        for (entry, relay, address) in departed.late {
+            let is_ours = address.map(|(origin, number)| Some(is_before(cuts.as_ref()?, origin, number)));
+            match is_ours {
+                // What one session alone was pushed went nowhere else.
+                None | Some(Some(true)) => self.send_after(id, to, entry, relay),
+                Some(Some(false)) => {
+                    self.moves.forget(entry.number);
+                    relay.withdraw();
+                }
+                Some(None) => self.moves.forget(entry.number),
+            }
+        }
+    }
+
+    /// A ticket follows its push from here on.
+    fn relay(&self, number: PushNumber, to: NodeId, mut relay: Relay) {
+        let is_member = self.others().contains(&to);
+        let mut state = self.moves.state.lock();
+        let Some(following) = state.relays.get_mut(&number).filter(|_| is_member) else {
+            state.relays.remove(&number);
+            drop(state);
+            return drop(relay);
+        };
+        following.node = to;
+        // It may have been told before.
+        match following.said {
+            None => following.relay = Some(relay),
+            Some(counts) => {
+                let changes = following.changes;
+                drop(state);
+                relay.follow(&counts);
+                let mut state = self.moves.state.lock();
+                let Some(following) = state.relays.get_mut(&number) else { return };
+                let newer = following.said.filter(|_| changes < following.changes);
+                let is_final = newer.unwrap_or(counts).is_final();
+                if is_final {
+                    state.relays.remove(&number);
+                } else {
+                    following.relay = Some(relay);
+                    return;
+                }
+                drop(state);
+                if let Some(newer) = newer {
+                    relay.follow(&newer);
+                }
+            }
+        }
+    }
+
+    /// Sends a push after a session that went there.
+    fn send_after(&self, id: SessionId, to: NodeId, entry: EntryImage, relay: Relay) {
+        let number = entry.number;
+        self.relay(number, to, relay);
+        let bytes = entry.encode(SerializeType::MSGPACK).unwrap_or_default();
+        if !self.offer_late(to, number, id, bytes) {
+            self.moves.told(number, to, &Standing::NOWHERE);
+        }
+    }
+
+    /// A push of this number came from there, or was made here: it is sent after the sessions that it means and that have
+    /// left lately, as far as the nodes that have them do not get it by themselves.
+    pub(super) fn push_after_moved(
+        &self,
+        to: &Destination,
+        push: &Push,
+        receipt: &Receipt,
+        origin: NodeId,
+        number: PushNumber,
+    ) {
+        if !self.moves.have_left() {
+            return;
+        }
+        let Some(sessions) = self.registry() else { return };
+        for (id, node) in self.moves.behind(to, origin, number) {
+            let relay = self.moves.state.lock().number(node);
+            match sessions.late_of(id, push, to.topic(), receipt, relay) {
+                Some((entry, relay)) => self.send_after(id, node, entry, relay),
+                None => self.moves.forget(relay),
+            }
+        }
+    }
+
+    /// Runs what was pushed to a session that came here, after it.
+    pub(super) fn run_late(self: &Arc<Self>, from: NodeId, number: PushNumber, id: SessionId, bytes: Bytes) -> Answer {
+        let Ok(entry) = EntryImage::decode(SerializeType::MSGPACK, bytes) else { return Answer::Refused };
+        let Some(sessions) = self.registry() else { return Answer::Refused };
+        let gone_on = self.moves.state.lock().notes.get(&id).map(|note| note.to);
+        let receipt = match gone_on {
+            None => sessions.take_late(id, entry, self.follows(from, number)),
+            Some(to) => {
+                let next = self.moves.state.lock().number(to);
+                let (entry, relay, receipt) = sessions.late_again(id, entry, next, self.follows(from, number));
+                self.send_after(id, to, entry, relay);
+                Some(receipt)
+            }
+        };
+        let Some(receipt) = receipt else {
+            return Answer::Routed(Standing::NOWHERE);
+        };
+        Answer::Routed(self.owe(from, number, &receipt))
+    }
+
+    /// What tells a former node of a push that came with a session.
+    pub(super) fn follows(self: &Arc<Self>, from: NodeId, number: PushNumber) -> Watcher {
+        let node = Arc::downgrade(self);
+        Box::new(move |changes, outcomes| {
+            if let Some(node) = node.upgrade() {
+                node.changed(from, number, changes, outcomes);
+            }
+        })
+    }
+
+    /// A client comes to this node for a session that is here. `Ok(true)`: it may have it, as far as its node knows.
+    /// `Ok(false)`: it is not here.
+    pub(super) async fn admit(
+        self: &Arc<Self>,
+        id: SessionId,
+        hash: &[u8; 32],
+        attempt: Option<u64>,
+    ) -> Result<bool, Refused> {
+        let known = self.registry().and_then(|sessions| sessions.known(id));
+        if known.is_some_and(|known| known.hash != *hash) {
+            // The session says so itself, and the attempt of a stranger counts for nothing.
+            return Ok(true);
+        }
+        loop {
+            let Some(me) = self.me() else { return Err(Refused::Again) };
+            let certain = self.is_certain();
+            let (was, record) = {
+                let mut state = self.moves.state.lock();
+                let Some(owning) = state.owned.get_mut(&id) else {
+                    drop(state);
+                    return Ok(self.registry().is_some_and(|sessions| sessions.has(id)));
+                };
+                if owning.is_stale {
+                    return Err(Refused::Again);
+                }
+                let attempt = attempt.unwrap_or_else(|| owning.owned.last_try().saturating_add(1));
+                match owning.owned.hello(attempt, me, rand::random(), certain) {
+                    Admission::Admit => return Ok(true),
+                    // As the session says: it may be another connection of the same attempt.
+                    Admission::Late => return Err(Refused::Late),
+                    Admission::InDoubt => return Err(Refused::Again),
+                    Admission::Thaw(was, record) => (was, record),
+                }
+            };
+            match self.thaw(id, was, &record).await {
+                Thawed::Stays => {}
+                Thawed::Moved(to) => {
+                    self.depart_when_there(id, to).await;
+                    return Ok(false);
+                }
+                Thawed::Unknown => return Err(Refused::Again),
+            }
+        }
+    }
+
+    /// Writes the record of a frozen session, so that nobody can have it by its image.
+    async fn thaw(self: &Arc<Self>, id: SessionId, was: Revision, record: &Record) -> Thawed {
+        let Some(known) = self.registry().and_then(|sessions| sessions.known(id)) else { return Thawed::Unknown };
+        let written = Written::new(record, &known);
+        let revision = match self.write(id, Some(was), &written).await {
+            Ok(revision) => revision,
+            Err(WriteError::Lost(Some((other, _)))) => return Thawed::Moved(other.record().owner),
+            // It has been forgotten: by a kick, or with the store.
+            Err(WriteError::Lost(None)) => match self.write(id, None, &written).await {
+                Ok(revision) => revision,
+                Err(_) => return Thawed::Unknown,
+            },
+            Err(WriteError::Down | WriteError::Unknown) => return Thawed::Unknown,
+        };
+        let is_frozen = {
+            let mut state = self.moves.state.lock();
+            let Some(owning) = state.owned.get_mut(&id) else { return Thawed::Unknown };
+            let is_frozen = !owning.owned.is_live();
+            owning.owned.thawed(revision);
+            (owning.is_watched, owning.asked) = (false, None);
+            let parcel = owning.owned.image.take();
+            for number in parcel.iter().flat_map(|parcel| &parcel.numbers) {
+                state.relays.remove(number);
+            }
+            is_frozen
+        };
+        if is_frozen && let Some(sessions) = self.registry() {
+            sessions.take_back(id);
+        }
+        Thawed::Stays
+    }
+
+    /// Writes a record, and reads it if nobody can tell how that ended.
+    pub(super) async fn write(
+        &self,
+        id: SessionId,
+        was: Option<Revision>,
+        written: &Written,
+    ) -> Result<Revision, WriteError> {
+        match self.engine().claim(id, was, written.to_bytes(), RECORD_TTL).await {
+            Ok(revision) => return Ok(revision),
+            Err(ClaimError::Lost(other)) => {
+                let other = other.and_then(|(bytes, at)| Some((Written::from_bytes(bytes)?, at)));
+                return match other {
+                    Some((other, at)) if other.record() == written.record() => Ok(at),
+                    other => Err(WriteError::Lost(other)),
+                };
+            }
+            Err(ClaimError::Unknown) => {}
+            Err(ClaimError::Down | ClaimError::TooLarge) => return Err(WriteError::Down),
+        }
+        match self.engine().session(id, true).await {
+            Ok(Some((bytes, at))) => match Written::from_bytes(bytes) {
+                Some(it) if it.record() == written.record() => Ok(at),
+                _ => Err(WriteError::Unknown),
+            },
+            _ => Err(WriteError::Unknown),
+        }
+    }
+
+    /// A node has claimed a session that was given to it: it has it in a moment.
+    async fn depart_when_there(self: &Arc<Self>, id: SessionId, to: NodeId) {
+        let (deadline, mut cuts_there) = (Instant::now() + TAKEN_MAX, None);
+        while Instant::now() < deadline && self.others().contains(&to) {
+            match self.ask_move(to, &Asked::Came { id }).await {
+                Some(Said::Came(Some(cuts))) => {
+                    cuts_there = Some(cuts.into_iter().map(|(node, cut)| (NodeId(node), cut)).collect());
+                    break;
+                }
+                _ => sleep(Duration::from_millis(50)).await,
+            }
+        }
+        self.depart(id, to, cuts_there);
+    }
+
+    /// Asks a node once. `None`: it does not answer.
+    pub(super) async fn ask_move(&self, to: NodeId, asked: &Asked) -> Option<Said> {
+        let bytes = asked_bytes(asked)?;
+        let answer = self.engine().ask(to, bytes, ASK_MAX).await.ok()?;
+        Said::from_bytes(answer)
+    }
+
+    /// This life is over: what was given is nobody's to tell of, and the sessions that are here are to be claimed by the
+    /// next one.
+    pub(super) fn end_of_life(&self) {
+        let mut state = self.moves.state.lock();
+        let ids: Vec<SessionId> = state.owned.keys().copied().collect();
+        state.owned.values_mut().for_each(|owning| owning.is_stale = true);
+        state.due.extend(ids);
+        (state.renewed, state.sound_since) = (None, None);
+        drop(state);
+        self.moves.lost(None);
+    }
+
+    /// Writes the record of one session, or forgets it.
+    async fn keep_record(self: Arc<Self>, id: SessionId) {
+        let Some(sessions) = self.registry() else { return };
+        let Some(me) = self.me() else { return self.moves.later(id, RETRY) };
+        let known = sessions.known(id);
+        let (before, is_stale) = {
+            let state = self.moves.state.lock();
+            let owning = state.owned.get(&id);
+            let before = owning.map(|owning| (owning.owned.record(me, rand::random()), owning.owned.revision));
+            if owning.is_some_and(|owning| !owning.owned.is_live() && !owning.is_stale) {
+                // Its own task knows more.
+                return;
+            }
+            (before, owning.is_some_and(|owning| owning.is_stale))
+        };
+
+        let Some(known) = known else {
+            self.moves.state.lock().owned.remove(&id);
+            if let Some((_, revision)) = before {
+                // Its time would end by itself.
+                let _ = self.engine().forget(id, revision).await;
+            }
+            return;
+        };
+        let (record, was) = match before {
+            Some((record, revision)) => (record, Some(revision)),
+            None => (Record { term: 1, owner: me, nonce: rand::random() }, None),
+        };
+        match self.write(id, was, &Written::new(&record, &known)).await {
+            Ok(revision) => {
+                let was_given = {
+                    let mut state = self.moves.state.lock();
+                    state.later.insert((Instant::now() + RENEW_AFTER, id));
+                    match state.owned.get_mut(&id) {
+                        // It was given away meanwhile: who has the image loses by this, and asks again.
+                        Some(owning) if !owning.is_stale && !owning.owned.is_live() => {
+                            owning.owned.revision = revision;
+                            false
+                        }
+                        Some(owning) => {
+                            let was_given = !owning.owned.is_live();
+                            owning.owned.thawed(revision);
+                            owning.owned.image = None;
+                            (owning.is_stale, owning.is_watched) = (false, false);
+                            was_given
+                        }
+                        None => {
+                            let owned = Owned::new(record.term, revision, 0, None);
+                            let owning = Owning { owned, is_stale: false, asked: None, is_watched: false };
+                            state.owned.insert(id, owning);
+                            false
+                        }
+                    }
+                };
+                if was_given {
+                    sessions.take_back(id);
+                }
+                if !sessions.session_lives(id) {
+                    self.moves.note(id);
+                }
+            }
+            Err(WriteError::Lost(other)) if was.is_some() => {
+                // Another node has it: what is here is nobody's any more.
+                let given_to = self.moves.asked(id);
+                let owner = other.map(|(other, _)| other.record().owner);
+                match owner.filter(|owner| given_to == Some(*owner)) {
+                    Some(owner) if !is_stale => self.depart_when_there(id, owner).await,
+                    _ => {
+                        self.moves.state.lock().owned.remove(&id);
+                        sessions.end_lost(id);
+                    }
+                }
+            }
+            Err(WriteError::Lost(_) | WriteError::Down | WriteError::Unknown) => self.moves.later(id, RETRY),
+        }
+    }
+}
+
+/// How a client is refused that comes for its session: it keeps it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Refused {
+    Again,
+    Late,
+}
+
+enum Thawed {
+    Stays,
+    Moved(NodeId),
+    Unknown,
+}
+
+/// Why a record is not written.
+pub(super) enum WriteError {
+    Lost(Option<(Written, Revision)>),
+    /// Nothing was written.
+    Down,
+    /// Nobody knows.
+    Unknown,
+}
+
+fn image(term: u64, revision: Revision, parcel: &Parcel) -> Said {
+    let first = parcel.parts.first().cloned().unwrap_or_default();
+    Said::Image { term, revision: revision.0, parts: parcel.parts.len() as u32, first }
+}
+
+pub(super) fn asked_bytes(asked: &Asked) -> Option<Bytes> {
+    #[derive(Serialize)]
+    struct Of<'a> {
+        moving: &'a Asked,
+    }
+    Of { moving: asked }.encode(SerializeType::MSGPACK).ok()
+}
+
+impl Node {
+    /// What a session is told that comes now, while nothing is pushed.
+    pub(super) fn cuts(&self, me: NodeId) -> Cuts {
+        self.moves.cuts(me, self.last_push())
+    }
+}
+
+impl State {
+    /// The number of one more relay to this node.
+    fn number(&mut self, to: NodeId) -> PushNumber {
+        let number = self.next;
+        self.next = RELAY | self.next.wrapping_add(1);
+        self.relays.insert(number, Following { node: to, changes: 0, said: None, relay: None });
+        number
+    }
+}
+
+impl Moves {
+    fn later(&self, id: SessionId, after: Duration) {
+        self.state.lock().later.insert((Instant::now() + after, id));
+        self.due.notify_one();
+    }
+
+    fn asked(&self, id: SessionId) -> Option<NodeId> {
+        self.state.lock().owned.get(&id)?.asked.map(|(by, _)| by)
+    }
+
+    /// The cuts of a session that came lately.
+    fn came(&self, id: SessionId) -> Option<Vec<(u64, PushNumber)>> {
+        let state = self.state.lock();
+        state.came.get(&id).map(|(cuts, _)| cuts.iter().map(|(node, cut)| (node.0, *cut)).collect())
+    }
+
+    /// Some of the sessions whose records are due now.
+    fn take_due(&self) -> (Vec<SessionId>, Option<Instant>) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        while let Some((at, id)) = state.later.first().copied()
+            && at <= now
+        {
+            state.later.pop_first();
+            state.due.insert(id);
+        }
+        let due: Vec<SessionId> = state.due.iter().copied().take(SIDE_BY_SIDE).collect();
+        due.iter().for_each(|id| _ = state.due.remove(id));
+        (due, state.later.first().map(|(at, _)| *at))
+    }
+}
+
+/// Writes records that are due, as long as the node lives.
+pub(super) async fn keep_records(node: Weak<Node>, mut stop: watch::Receiver<bool>) {
+    let mut writing = JoinSet::new();
+    loop {
+        let Some(strong) = node.upgrade() else { return };
+        let lately = strong.moves.forget_old();
+        let (due, next) = strong.moves.take_due();
+        let idle = due.is_empty();
+        for id in due {
+            writing.spawn(Arc::clone(&strong).keep_record(id));
+        }
+        while writing.join_next().await.is_some() {}
+        if !idle {
+            continue;
+        }
+        let next = next.unwrap_or_else(|| Instant::now() + RENEW_AFTER);
+        let next = if lately { next.min(Instant::now() + LATELY) } else { next };
+        let moves = Arc::clone(&strong.moves);
+        drop(strong);
+        tokio::select! {
+            _ = stop.wait_for(|stopped| *stopped) => return,
+            () = moves.due.notified() => {}
+            () = sleep_until(next) => {}
+        }
+    }
+}
+
+/// Finds out where a frozen session goes on: it stays until the record has moved, or by an own compare-and-set.
+async fn settle_frozen(node: Weak<Node>, id: SessionId, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            _ = stop.wait_for(|stopped| *stopped) => return,
+            () = sleep(FROZEN_MAX) => {}
+        }
+        let Some(node) = node.upgrade() else { return };
+        let Some(me) = node.me() else { continue };
+        let (was, record) = {
+            let state = node.moves.state.lock();
+            let Some(owning) = state.owned.get(&id).filter(|owning| !owning.owned.is_live() && owning.is_watched)
+            else {
+                return;
+            };
+            // It was just asked for once more; and a life that is over writes nothing.
+            let is_asked = owning.asked.is_some_and(|(_, at)| at.elapsed() < FROZEN_MAX);
+            if is_asked || owning.is_stale {
+                continue;
+            }
+            (owning.owned.revision, owning.owned.record(me, rand::random()))
+        };
+        match timeout(TAKEN_MAX, node.thaw(id, was, &record)).await {
+            Ok(Thawed::Stays) => return,
+            Ok(Thawed::Moved(to)) => return node.depart_when_there(id, to).await,
+            Ok(Thawed::Unknown) | Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What the register has of a session, as bytes: whose it is, and what is to be known of it when its node is gone.
+
+use std::time::Duration;
+
+use bothways_proto::SerializeType;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{claim::Record, engine::NodeId};
+use crate::{
+    codec::{Encode, Payload},
+    session::Known,
+};
+
+/// How long a record is kept that nobody renews.
+pub(super) const RECORD_TTL: Duration = Duration::from_secs(3600);
+/// When it is renewed, after it was written last.
+pub(super) const RENEW_AFTER: Duration = Duration::from_secs(1800);
+
+/// See the module.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(super) struct Written {
+    term: u64,
+    owner: u64,
+    nonce: u64,
+    pub(super) hash: [u8; 32],
+    pub(super) user: Option<String>,
+    pub(super) labels: Vec<(String, String)>,
+    /// Its node has left it in the store.
+    pub(super) parked: Option<Parked>,
+}
+
+/// Where a session waits for a node.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) struct Parked {
+    pub(super) epoch: u64,
+    /// The sequences of its first part, and of its last.
+    pub(super) first: u64,
+    pub(super) last: u64,
+    pub(super) parts: u32,
+}
+
+impl Written {
+    pub(super) fn new(record: &Record, known: &Known) -> Self {
+        Self {
+            term: record.term,
+            owner: record.owner.0,
+            nonce: record.nonce,
+            hash: known.hash,
+            user: known.user.as_deref().map(str::to_owned),
+            labels: known.labels.clone(),
+            parked: None,
+        }
+    }
+
+    pub(super) fn record(&self) -> Record {
+        Record { term: self.term, owner: NodeId(self.owner), nonce: self.nonce }
+    }
+
+    pub(super) fn to_bytes(&self) -> Bytes {
+        // Of numbers, bytes and texts: there is none that MessagePack cannot write.
+        self.encode(SerializeType::MSGPACK).unwrap_or_default()
+    }
+
+    pub(super) fn from_bytes(bytes: Bytes) -> Option<Self> {
+        Self::decode(SerializeType::MSGPACK, bytes).ok()
+    }
+}

@@ -1,0 +1,420 @@
+//! Sessions that go on at another node: given away, taken back, parted from, and taken in.
+//!
+//! ```text
+//!        give                depart
+//!  here ──────► given away ─────────► gone      its tickets stay here, and follow what becomes of each push there
+//!    ▲              │
+//!    └── take_back ─┘                 take_in: it waits here for its client, as if that had left this moment
+//! ```
+//!
+//! Given away, it changes no more: it has no connection, nothing expires, and what is pushed to it is held, for it or
+//! for where it goes. `cluster/claim.rs` decides when it is given, and to which node.
+
+use std::{sync::Arc, time::Duration};
+
+use bothways_proto::keys;
+use serde::{Deserialize, Serialize};
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    NodeId, Session, SessionId,
+    away::{Owner, Waiting},
+    claims::Held,
+    elsewhere::{Counts, Known, Watcher},
+    endings::{Ending, NotResumed},
+    explain::{Event, EventLog},
+    handle::Inner,
+    ledger::{Entry, EntryImage, Ledger, LedgerImage},
+    lock::Lock,
+    push::{Class, Encoded, Origin, Push},
+    receipt::{DropReason, Receipt, Stage, Ticket},
+    registry::Registry,
+    secrets::{self, Secret},
+    state::State,
+};
+use crate::connection::{Connection, Methods};
+
+/// A session as it goes to another node.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct SessionImage {
+    pub(crate) id: SessionId,
+    pub(crate) user: Option<String>,
+    pub(crate) labels: Vec<(String, String)>,
+    /// What it subscribes to, and whether its client asked for that.
+    patterns: Vec<(String, bool)>,
+    knows_topics: bool,
+    methods: Option<String>,
+    takes_only_these: bool,
+    hash: [u8; 32],
+    attempt: u64,
+    generation: u64,
+    /// In milliseconds: how long its client may still stay away.
+    pub(crate) left: u64,
+    /// Calls that it is told not to run on with, and how long each may run.
+    given_up: Vec<(u64, u64)>,
+    ledger: Option<LedgerImage>,
+    /// In microseconds, as the times of its events.
+    age: u64,
+    events: Vec<(u64, Event)>,
+    /// The node that has given it; 0: it was left in the store.
+    pub(crate) from: u64,
+}
+
+/// The ticket of a push whose session went on elsewhere: it follows what becomes of the push there. Dropped before
+/// that is known, the push is unknown.
+pub(crate) struct Relay(Ticket);
+
+impl Relay {
+    /// So the push stands there: one target, somewhere.
+    pub(crate) fn follow(&mut self, counts: &Counts) {
+        let at = counts.0.iter().position(|count| 0 < *count);
+        // A node that knows of no such session has dropped it.
+        self.0.advance(at.map_or(Stage::Dropped(DropReason::SessionEnded), |at| Stage::of_index(at as u8)));
+    }
+
+    /// The node that has the session has got the push by itself.
+    pub(crate) fn withdraw(mut self) {
+        self.0.withdraw();
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.0.advance(Stage::Unknown);
+    }
+}
+
+/// The node that has made a push, and its number there.
+pub(crate) type Address = (NodeId, u64);
+
+/// What a session leaves behind that went on elsewhere.
+pub(crate) struct Departed {
+    /// Of the pushes in its image, in the order in which their numbers were asked for.
+    pub(crate) relays: Vec<Relay>,
+    /// What was pushed to it since, which follows it.
+    pub(crate) late: Vec<(EntryImage, Relay, Option<Address>)>,
+}
+
+/// What became of an image that came.
+pub(crate) struct TakenIn {
+    /// Its pushes whose ends are asked for, and where each stands.
+    pub(crate) receipts: Vec<(u64, Receipt)>,
+}
+
+/// Most events that go along.
+const EVENTS_MAX: usize = 64;
+
+impl Registry {
+    /// What the register is to say of a session to which its client may come back.
+    pub(crate) fn known(&self, id: SessionId) -> Option<Known> {
+        let session = self.session(id)?;
+        let state = session.lock();
+        state.is_resumable().then(|| state.known()).flatten()
+    }
+
+    /// All sessions to which their clients may come back.
+    pub(crate) fn resumable(&self) -> Vec<SessionId> {
+        let parts = self.by_id.iter().flat_map(|part| part.read().iter().cloned().collect::<Vec<_>>());
+        parts.filter(Session::is_resumable_itself).map(|session| session.id()).collect()
+    }
+
+    /// True if it is here, and not given away.
+    pub(crate) fn has(&self, id: SessionId) -> bool {
+        self.session(id).is_some_and(|session| session.is_resumable_itself() && !session.lock().is_given())
+    }
+
+    /// Gives a session away to who shows this hash of its secret: it changes no more until [`Self::take_back`] or
+    /// [`Self::depart`]. `number` is asked for each push whose end is open. `None`: there is no such session.
+    pub(crate) fn give(&self, id: SessionId, hash: &[u8; 32], number: &mut dyn FnMut() -> u64) -> Option<SessionImage> {
+        let session = self.session(id)?;
+        // Nobody is told less of what was put off than they would have been of what is written.
+        if session.lock().is_put_off() {
+            session.write_put_off();
+        }
+        let (image, connection) = {
+            let mut state = session.lock();
+            if !state.is_resumable() || state.known().is_none_or(|known| known.hash != *hash) {
+                return None;
+            }
+            if let Some(since) = state.away_since() {
+                self.away.forget(id, since);
+            }
+            let (now, event_log) = (session.now(), &session.inner.event_log);
+            state.leave_batch(event_log);
+            let connection = state.give(now, &self.bounds);
+            (state.image(id, event_log, self.options.resume_window, number), connection)
+        };
+        session.inner.changed.notify_waiters();
+        if let Some(connection) = connection {
+            self.by_connection.of(&connection.id()).write().remove(&connection.id());
+            connection.say_goodbye("moved", "the session is on another connection now");
+            connection.close();
+        }
+        Some(image)
+    }
+
+    /// A session that was given away stays: it waits for its client.
+    pub(crate) fn take_back(&self, id: SessionId) {
+        let Some(session) = self.session(id) else { return };
+        let now = Instant::now();
+        let waiting = {
+            let mut state = session.lock();
+            if !state.take_back(now, session.now()) {
+                return;
+            }
+            self.away.note();
+            self.waiting_of(&session, &state)
+        };
+        session.inner.changed.notify_waiters();
+        self.wait_for_client(waiting, now);
+    }
+
+    /// A session that was given away has gone on elsewhere.
+    pub(crate) fn depart(&self, id: SessionId, number: &mut dyn FnMut() -> u64) -> Option<Departed> {
+        let session = self.session(id)?;
+        let departed = {
+            let mut state = session.lock();
+            let (tickets, held) = state.depart()?;
+            let now = session.now();
+            let late = held.into_iter().map(|Held { entry, .. }| {
+                let image = EntryImage::of(&entry, now, number());
+                let address = entry.ticket.address();
+                (image, Relay(entry.ticket), address)
+            });
+            Departed { late: late.collect(), relays: tickets.into_iter().map(Relay).collect() }
+        };
+        let ending = Ending::new("it went on at another node", NotResumed::Unknown);
+        self.remove(&session, ending, None);
+        Some(departed)
+    }
+
+    /// Takes in a session that comes from another node. `listens`: that one still hears what becomes of its pushes, by
+    /// what `follows` makes for each number. `None`: it is none, or is here already.
+    pub(crate) fn take_in(
+        &self,
+        image: SessionImage,
+        listens: bool,
+        follows: &dyn Fn(u64) -> Watcher,
+    ) -> Option<TakenIn> {
+        if self.session(image.id).is_some() {
+            return None;
+        }
+        let now = Instant::now();
+        let age = Duration::from_micros(image.age);
+        let events = image.events.into_iter();
+        let event_log =
+            Arc::new(EventLog::restored(self.options.events_max, now.checked_sub(age).unwrap_or(now), events));
+        let mut receipts = Vec::new();
+        let mut ticket = |entry: &EntryImage| {
+            let receipt = match entry.number {
+                0 => Receipt::new(),
+                _ if !listens => Receipt::new(),
+                number => {
+                    let receipt = Receipt::relayed(follows(number));
+                    receipts.push((number, receipt.clone()));
+                    receipt
+                }
+            };
+            let mut ticket = receipt.ticket(image.id);
+            ticket.advance(entry.stage());
+            ticket
+        };
+        let ledger = Ledger::import(&self.bounds, image.ledger, event_log.now(), &mut ticket)?;
+        let window = self.options.resume_window;
+        let left = Duration::from_millis(image.left).min(window);
+        let since = now.checked_sub(window - left).unwrap_or(now);
+        let given_up = image.given_up.into_iter().map(|(id, left)| (id, now + Duration::from_millis(left)));
+        let state = State::arrived(since, image.generation, ledger)
+            .knowing(Secret::of(image.hash, image.attempt), image.labels, given_up)
+            .handling(image.methods.map(Methods::of_text), image.takes_only_these, image.knows_topics);
+        let inner = Inner {
+            id: image.id,
+            registry: self.me.clone(),
+            event_log,
+            changed: Notify::new(),
+            state: Lock::new(state),
+        };
+        let session = Session { inner: Arc::new(inner) };
+
+        self.count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.away.note();
+        self.by_id.of(&image.id).write().insert(session.clone());
+        if let Some(user) = &image.user {
+            self.bind_user(&session, Some(user));
+        }
+        for (pattern, by_client) in &image.patterns {
+            // What has no room here, or is not allowed, is left out.
+            let _ = self.hub.subscribe(&session, pattern, None, *by_client);
+        }
+        let waiting = self.waiting_of(&session, &session.lock());
+        self.wait_for_client(waiting, since);
+        Some(TakenIn { receipts })
+    }
+
+    /// Takes in a push that follows a session which came from there. `None`: it is not here.
+    pub(crate) fn take_late(&self, id: SessionId, image: EntryImage, follows: Watcher) -> Option<Receipt> {
+        let session = self.session(id)?;
+        let receipt = Receipt::relayed(follows);
+        let ticket = receipt.ticket(id);
+        {
+            let mut state = session.lock();
+            let now = session.now();
+            let entry = image.open(now, ticket)?;
+            state.expire_waiting(now);
+            if let Some(entry) = state.hold(entry, &"late".into()) {
+                state.take(entry, None, now);
+            }
+        }
+        session.pump();
+        Some(receipt)
+    }
+
+    /// A push to a session that has left, as it is sent after it; `topic`: as a message of that. `None`: it outlives no connection, or is too large.
+    pub(crate) fn late_of(
+        &self,
+        id: SessionId,
+        push: &Push,
+        topic: Option<&str>,
+        receipt: &Receipt,
+        number: u64,
+    ) -> Option<(EntryImage, Relay)> {
+        let mut push = push.clone();
+        if let Some(topic) = topic {
+            push.metadata.insert(keys::TOPIC, topic);
+        }
+        let Encoded { frame, keyed } = self.fan_out.encode(&push).ok()?;
+        let mut ticket = receipt.ticket(id);
+        if push.class == Class::Fire {
+            ticket.advance(Stage::Dropped(DropReason::Disconnected));
+            return None;
+        }
+        let (class, priority) = (push.class.clone(), push.priority);
+        let entry = Entry { class, priority, frame, keyed, expires: push.time_to_live, origin: Origin::Push, ticket };
+        Some((EntryImage::of(&entry, Duration::ZERO, number), Relay(entry.ticket)))
+    }
+
+    /// A push that came after a session which has gone on: it follows it, under another number.
+    pub(crate) fn late_again(
+        &self,
+        id: SessionId,
+        entry: EntryImage,
+        number: u64,
+        follows: Watcher,
+    ) -> (EntryImage, Relay, Receipt) {
+        let receipt = Receipt::relayed(follows);
+        let ticket = receipt.ticket(id);
+        (entry.numbered(number), Relay(ticket), receipt)
+    }
+
+    /// True if it has not ended.
+    pub(crate) fn session_lives(&self, id: SessionId) -> bool {
+        self.session(id).is_some()
+    }
+
+    /// Another node has this session: what is here of it ends, and nobody knows what became of its pushes.
+    pub(crate) fn end_lost(&self, id: SessionId) {
+        let Some(session) = self.session(id) else { return };
+        let ending = Ending::new("another node has it: this one was out of its cluster", NotResumed::NodeLost);
+        if let Some(connection) = self.remove_as_unknown(&session, ending) {
+            connection.say_goodbye("moved", "the session is at another node now");
+            connection.close();
+        }
+    }
+
+    /// The node of this client's session is gone: the one that it gets is of the same user, with the same labels, where
+    /// the auth hook has not said otherwise.
+    pub(crate) fn begin_as(&self, connection: &Connection, known: &Known) {
+        let Some(session) = self.of(connection) else { return };
+        for (key, value) in &known.labels {
+            if session.label(key).is_none() {
+                session.set_label(key.clone(), value.clone());
+            }
+        }
+        if let Some(user) = known.user.as_deref().filter(|_| session.user().is_none()) {
+            self.bind_user(&session, Some(user));
+        }
+    }
+
+    /// As [`Self::remove`]: of each push whose end is open nobody knows it.
+    fn remove_as_unknown(&self, session: &Session, ending: Ending<'_>) -> Option<Connection> {
+        if session.lock().is_put_off() {
+            session.write_put_off();
+        }
+        {
+            let mut state = session.lock();
+            state.leave_batch(&session.inner.event_log);
+            let tickets = state.ledger_mut().depart();
+            drop(state);
+            tickets.into_iter().for_each(|mut ticket| ticket.advance(Stage::Unknown));
+        }
+        self.remove(session, ending, None)
+    }
+
+    fn waiting_of(&self, session: &Session, state: &State) -> Waiting {
+        let owner = match state.user() {
+            Some(user) => Owner::User(Arc::clone(user)),
+            // Its peer stayed behind.
+            None => Owner::Peer("".into()),
+        };
+        Waiting { session: session.clone(), generation: state.generation(), owner, is_idle: state.is_idle() }
+    }
+
+    /// Why a client does not get its session back is known to be this: its node is gone.
+    pub(crate) fn note_node_lost(&self, id: SessionId, hash: [u8; 32]) {
+        self.endings.note(id, &Secret::of(hash, 0), NotResumed::NodeLost, None);
+    }
+}
+
+impl Session {
+    fn is_resumable_itself(&self) -> bool {
+        self.lock().is_resumable()
+    }
+}
+
+impl State {
+    /// What is known of it elsewhere.
+    fn known(&self) -> Option<Known> {
+        let hash = self.secret()?.hash()?;
+        let labels = self.labels().into_iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
+        let patterns = self.patterns().names().cloned().collect();
+        Some(Known { user: self.user().cloned(), labels: labels.collect(), hash, patterns })
+    }
+
+    /// See [`SessionImage`]. It was given away.
+    fn image(
+        &mut self,
+        id: SessionId,
+        event_log: &EventLog,
+        window: Duration,
+        number: &mut dyn FnMut() -> u64,
+    ) -> SessionImage {
+        let now = event_log.now();
+        let (hash, attempt) =
+            self.secret().map_or(([0; 32], 0), |secret| (secret.hash().unwrap_or([0; 32]), secret.attempt()));
+        let away = self.given_since().map_or(Duration::ZERO, |since| since.elapsed());
+        let known = self.known();
+        SessionImage {
+            id,
+            user: self.user().map(|user| user.to_string()),
+            labels: known.map(|known| known.labels).unwrap_or_default(),
+            patterns: self.patterns().asked().map(|(name, by_client)| (name.to_string(), by_client)).collect(),
+            knows_topics: self.knows_topics_itself(),
+            methods: self.methods().map(|methods| methods.text().to_owned()),
+            takes_only_these: self.takes_only_these(),
+            hash,
+            attempt,
+            generation: self.generation(),
+            left: window.saturating_sub(away).as_millis() as u64,
+            given_up: self.given_up_calls(),
+            ledger: self.ledger_mut().export(now, &mut |_| number()),
+            age: now.as_micros() as u64,
+            events: event_log.last_events(EVENTS_MAX),
+            from: 0,
+        }
+    }
+}
+
+/// The hash of a secret, as a client shows it.
+pub(crate) fn hash_of(secret: &str) -> [u8; 32] {
+    secrets::hash(secret)
+}
