@@ -319,12 +319,13 @@ fn receive(fleet: &mut Fleet, wire: &Wire, args: BroadcastArgs, asked: Instant) 
     }
 
     let mut received = vec![Received::default(); fleet.len()];
+    let mut rests = vec![Vec::new(); fleet.len()];
     let left = Cell::new(fleet.len() * args.count);
     let (mut latency, mut since_asked) = (latencies(), latencies());
     let is_done = || left.get() == 0;
 
     fleet.run_bytes(is_done, |place, frame, now, out| {
-        (wire.pushes)(frame, &mut |push| {
+        wire.each_push(frame, &mut rests[place], &mut |push| {
             ensure!(push.len == args.size, "a push of {} bytes, not {}", push.len, args.size);
             let of_connection = &mut received[place];
             let Received { count, clock, offset } = *of_connection;

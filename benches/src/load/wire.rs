@@ -20,12 +20,32 @@ pub struct Wire {
     pub(super) frame_len: fn(&[u8]) -> anyhow::Result<Option<usize>>,
     /// Does the handshake of a new connection, and subscribes.
     pub(super) greet: fn(&mut TcpStream) -> anyhow::Result<()>,
+    /// What a frame carries of a stream whose own frames are cut anywhere: these are what `pushes` gets. `None`: a frame is
+    /// what it is.
+    pub(super) carries: Option<fn(&[u8]) -> anyhow::Result<&[u8]>>,
     /// Calls the function for each push in a frame.
     pub(super) pushes: fn(&[u8], EachPush<'_>) -> anyhow::Result<()>,
     /// Publishes, on a new connection without a handshake.
     pub(super) publish: fn(&mut TcpStream, BroadcastArgs) -> anyhow::Result<()>,
     /// Waits for the answer to that, and checks it.
     pub(super) published: fn(&mut TcpStream) -> anyhow::Result<()>,
+}
+
+impl Wire {
+    /// Calls the function for each push that ends in this frame of a connection. `rest` is kept for its next one.
+    pub(super) fn each_push(&self, frame: &[u8], rest: &mut Vec<u8>, each: EachPush<'_>) -> anyhow::Result<()> {
+        let Some(carries) = self.carries else { return (self.pushes)(frame, each) };
+        rest.extend_from_slice(carries(frame)?);
+        let mut at = 0;
+        while let Some(whole) =
+            bothways_proto::frame_len(&rest[at..], &limits())?.and_then(|len| rest.get(at..at + len))
+        {
+            (self.pushes)(whole, each)?;
+            at += whole.len();
+        }
+        rest.drain(..at);
+        Ok(())
+    }
 }
 
 impl std::fmt::Debug for Wire {
@@ -49,6 +69,7 @@ pub(super) struct Pushed {
 /// The contract, spoken by a plain rpcx client.
 pub static PLAIN: Wire = Wire {
     frame_len: |bytes| Ok(bothways_proto::frame_len(bytes, &limits())?),
+    carries: None,
     greet: |_| Ok(()),
     pushes: |frame, each| {
         let frame = Frame::parse(frame)?;
@@ -78,22 +99,8 @@ pub static SESSION: Wire = Wire {
 };
 
 /// The contract within WebSocket, spoken by a plain client whose session has entered.
-pub static WS: Wire = Wire {
-    frame_len: websocket_len,
-    greet: |stream| greet_ws(stream, false),
-    pushes: |frame, each| {
-        // As the server writes it, a message has whole frames.
-        let mut rest = payload_of(frame)?;
-        while let Some(len) = bothways_proto::frame_len(rest, &limits())? {
-            let (first, others) = rest.split_at_checked(len).context("a frame that goes on in the next message")?;
-            (PLAIN.pushes)(first, each)?;
-            rest = others;
-        }
-        ensure!(rest.is_empty(), "a frame that goes on in the next message");
-        Ok(())
-    },
-    ..PLAIN
-};
+pub static WS: Wire =
+    Wire { frame_len: websocket_len, greet: |stream| greet_ws(stream, false), carries: Some(payload_of), ..PLAIN };
 
 /// The same by a client with a resumable session, such as a page with the client in JavaScript.
 pub static WS_SESSION: Wire = Wire { greet: |stream| greet_ws(stream, true), ..WS };
@@ -110,7 +117,9 @@ fn greet_ws(stream: &mut TcpStream, says_hello: bool) -> anyhow::Result<()> {
         let len = u16::try_from(request.len())?;
         stream.write_all(&[&[0x82, 0x80 | 126][..], &len.to_be_bytes(), &[0; 4], &request].concat())?;
         let answer = read_until(stream, |bytes| Ok(!bytes.is_empty() && is_whole(bytes)?))?;
-        let frame = Frame::parse(payload_of(&answer)?)?;
+        let answer = payload_of(&answer)?;
+        let len = bothways_proto::frame_len(answer, &limits())?.context("an answer without a frame")?;
+        let frame = Frame::parse(answer.get(..len).context("a part of a frame")?)?;
         ensure!(frame.is_heartbeat() || frame.must_be_reply().is_ok(), "the server says {frame:?}");
     }
     Ok(())
@@ -156,6 +165,7 @@ pub fn put_ack(out: &mut Vec<u8>, count: u64) {
 
 /// The text protocol of nats-server.
 pub static NATS: Wire = Wire {
+    carries: None,
     frame_len: |bytes| {
         let Some(line) = find(bytes, b"\r\n") else { return Ok(None) };
         ensure!(!bytes.starts_with(b"-ERR"), "the server says {}", text(&bytes[..line]));
@@ -190,6 +200,7 @@ pub static NATS: Wire = Wire {
 
 /// Centrifugo's client protocol: JSON over WebSocket. It publishes by its HTTP API.
 pub static CENTRIFUGO: Wire = Wire {
+    carries: None,
     frame_len: websocket_len,
     greet: |stream| {
         upgrade(stream, "/connection/websocket", "")?;
@@ -314,19 +325,25 @@ mod tests {
         assert!((NATS.frame_len)(b"-ERR 'no'\r\n").is_err());
     }
 
+    /// Where a message ends means nothing to the frames within.
     #[test]
-    fn a_message_of_web_socket_has_whole_frames() {
+    fn messages_of_web_socket_carry_a_stream() {
         let mut frames = Vec::new();
         for clock in [3_u64, 4] {
             contract::put_oneway(&mut frames, 1, contract::TICK, &[&clock.to_be_bytes()[..], &[0; 3]].concat());
         }
-        let len = u16::try_from(frames.len()).expect("short").to_be_bytes();
-        let bytes = [&[0x82, 126][..], &len, &frames, &[0x89, 0]].concat();
-        assert_eq!(pushes(&WS, &bytes), [3, 4].map(|clock| Pushed { clock, len: 11, offset: None }));
-        frames.pop();
-        let len = u8::try_from(frames.len()).map_or(126, |len| len.min(125));
-        let cut = [&[0x82, len][..], &frames[..usize::from(len).min(frames.len())]].concat();
-        assert!((WS.pushes)(&cut, &mut |_| Ok(())).is_err(), "it goes on");
+        let (mut rest, mut clocks) = (Vec::new(), Vec::new());
+        for part in frames.chunks(50) {
+            let message = [&[0x82, part.len() as u8][..], part].concat();
+            assert_eq!((WS.frame_len)(&message).expect("valid"), Some(message.len()));
+            let mut each = |push: Pushed| {
+                clocks.push(push.clock);
+                Ok(())
+            };
+            WS.each_push(&message, &mut rest, &mut each).expect("valid");
+        }
+        assert_eq!((clocks, rest), (vec![3, 4], Vec::new()));
+        assert_eq!(payload_of(&[0x89, 1, 7]).expect("a ping"), b"");
     }
 
     #[test]

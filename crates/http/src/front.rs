@@ -176,7 +176,8 @@ impl Front {
 
         let peer = peer::client_of(&self.shared.options.trusted_proxies, &visitor.peer, &parts.headers);
         let asked = Asked { front: self.clone(), visitor, peer };
-        let mut response = match self.refuse_host(&parts, asked.visitor.names_host) {
+        let refused = self.refuse_host(&parts, asked.visitor.names_host).or_else(|| refuse_expectation(&parts));
+        let mut response = match refused {
             Some(fault) => fault.into_response(),
             None => route(&asked, &parts, body).await,
         };
@@ -211,6 +212,14 @@ impl Front {
         let is_known = hosts.contains(&name);
         (!is_known).then(|| Fault::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", "this host is not served here"))
     }
+}
+
+/// If a request expects what nobody here does. As Go answers; RFC 9110, section 10.1.1.
+fn refuse_expectation(parts: &Parts) -> Option<Fault> {
+    let expected = parts.headers.get(header::EXPECT)?;
+    let is_met = expected.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    let why = "the only expectation that is met is 100-continue";
+    (!is_met).then(|| Fault::new(StatusCode::EXPECTATION_FAILED, "bad_request", why))
 }
 
 /// True of what a header `Host` may have. Source: Go `golang.org/x/net/http/httpguts`, `ValidHostHeader`.

@@ -125,7 +125,8 @@ async fn connections_at_the_servers_port_have_a_bound() {
     .expect("the place is given back");
 }
 
-/// One host, named once: what stands in front of a server and the server itself would take two for different sites.
+/// One host, named once: what stands in front of a server and the server itself would take two for different sites. And no
+/// expectation that nobody meets.
 #[tokio::test]
 async fn a_request_names_one_host() {
     let served = serve(builder(), FrontOptions::new()).await;
@@ -138,6 +139,8 @@ async fn a_request_names_one_host() {
         ("GET /healthz HTTP/1.0\r\n\r\n", 200),
         ("GET /healthz HTTP/1.1\r\nHost: a:80\r\n\r\n", 200),
         ("GET /healthz HTTP/1.1\r\nHost:\r\n\r\n", 200),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\n\r\n", 417),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\n\r\n", 200),
     ] {
         let mut http = Http::connect(served.address()).await;
         http.send(heads).await;
