@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use bothways::transport::Address;
+use bothways::{store::Place, transport::Address};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// End sessions; their clients are told why
     Kick(KickArgs),
+    /// Look into the mailboxes of durable pushes, send dead letters again, delete letters
+    Mail(MailArgs),
     /// Show frames in readable form: from a file, from standard input, or as a proxy in the middle
     Dump(DumpArgs),
     /// Put load on a server and measure: calls, or pushes to many connections
@@ -184,6 +186,10 @@ pub(crate) struct ServeArgs {
     /// Ask clients for this token (__AUTH): the environment variable that holds it
     #[arg(long, value_name = "VAR")]
     pub(crate) auth_token_env: Option<String>,
+
+    /// Keep durable pushes in this file, which is made if there is none
+    #[arg(long, value_name = "FILE")]
+    pub(crate) store: Option<PathBuf>,
 
     /// Serve HTTP there too; a port alone is of this machine: /rpc, JSON-RPC, rpcx's gateway, /events, /healthz, /readyz
     #[arg(long, value_name = "ADDR")]
@@ -401,6 +407,10 @@ pub(crate) struct PushArgs {
     #[arg(long, value_name = "KEY")]
     pub(crate) latest: Option<String>,
 
+    /// Keep it in the user's mailbox for this long, until all devices have handled it
+    #[arg(long, value_name = "TIME", requires = "user", conflicts_with_all = ["fire", "latest"], value_parser = plan::duration)]
+    pub(crate) durable: Option<Duration>,
+
     /// Of several pushes with the same key, each session is sent one: try again without doing it twice
     #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,
@@ -559,6 +569,47 @@ pub(crate) struct KickArgs {
     pub(crate) here: bool,
 
     /// Print the outcome as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = help("\
+  bothways mail 127.0.0.1:8973 --admin-token-env ADMIN_TOKEN
+  bothways mail 127.0.0.1:8973 --user ann --admin-token-env ADMIN_TOKEN
+  bothways mail 127.0.0.1:8973 --user ann --dead --admin-token-file token --json
+  bothways mail 127.0.0.1:8973 --user ann --send-again 0123456789abcdef-1f --admin-token-env T
+  bothways mail 127.0.0.1:8973 --user ann --dead --delete 0123456789abcdef-1f --admin-token-env T
+
+A durable push is in the mailbox of its user until each of the user's devices has handled it, or its time is over; one
+that a device could not handle is with the dead letters (`bothways serve --store`). The exit code is 1 if there is no
+such letter."))]
+#[command(override_usage = "bothways mail [OPTIONS] <ADDR>")]
+pub(crate) struct MailArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+
+    /// The letters of this user; without it, the users who have any
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+
+    /// Those that a device could not handle
+    #[arg(long)]
+    pub(crate) dead: bool,
+
+    /// Put this dead letter into the mailbox again, for all devices
+    #[arg(long, value_name = "PLACE", requires = "user")]
+    pub(crate) send_again: Option<Place>,
+
+    /// Delete this letter; with --dead, this dead one
+    #[arg(long, value_name = "PLACE", requires = "user", conflicts_with = "send_again")]
+    pub(crate) delete: Option<Place>,
+
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) max: u32,
+
+    /// Print it as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

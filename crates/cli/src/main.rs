@@ -14,6 +14,7 @@
 //! | `web.rs`, `web_demo.rs` | HTTP beside the server; a page that is a client, and its server |
 //! | `call.rs`, `listen.rs`, `push.rs` | one command each |
 //! | `sessions.rs` | lists, explains and ends sessions |
+//! | `mail.rs` | mailboxes of durable pushes |
 //! | `dump.rs` | frames, from a file or from a proxy in the middle |
 //! | `load.rs`, `broadcast.rs`, `latency.rs` | load in either direction, and how long things took |
 
@@ -28,6 +29,7 @@ mod failure;
 mod latency;
 mod listen;
 mod load;
+mod mail;
 mod nodes;
 mod peer;
 mod plan;
@@ -86,6 +88,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Sessions(args) => sessions::list(args).await,
         Command::Explain(args) => sessions::explain(args).await,
         Command::Kick(args) => sessions::kick(args).await,
+        Command::Mail(args) => mail::run(args).await,
         Command::Dump(args) => dump::run(args).await,
         Command::Load(args) => load::run(args).await,
         Command::Completions { shell } => {

@@ -61,10 +61,11 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
         .or_else(|| args.everyone.then_some(PushTarget::Everyone))
         .ok_or_else(|| Failure::usage("say to whom: --everyone, --user, --topic, --session or --to"))?;
 
-    let class = match &args.latest {
-        Some(key) => PushClass::Latest(key.clone()),
-        None if args.fire => PushClass::Fire,
-        None => PushClass::Tracked,
+    let class = match (&args.latest, args.durable) {
+        (Some(key), _) => PushClass::Latest(key.clone()),
+        (None, Some(ttl)) => PushClass::Durable(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
+        (None, None) if args.fire => PushClass::Fire,
+        (None, None) => PushClass::Tracked,
     };
 
     let payload = call::encode(args.codec, Some(&args.payload))?;
@@ -89,7 +90,8 @@ pub(crate) async fn run(args: PushArgs) -> Result<(), Failure> {
     let admin = connect(&args.admin).await?;
     let outcome = admin.push(&push).await.map_err(|error| failed(&error))?;
     let json = || serde_json::to_string(&outcome).expect("an outcome can be written as JSON");
-    Out::new().line(&if args.json { json() } else { counts(&outcome) })?;
+    let kept_by = if args.durable.is_some() { "its mailbox" } else { "its topic" };
+    Out::new().line(&if args.json { json() } else { counts(&outcome, kept_by) })?;
     judge(&outcome)?;
     args.until.map_or(Ok(()), |until| reached(&outcome, until))
 }
@@ -150,8 +152,8 @@ fn reached(outcome: &AdminPushOutcome, until: Until) -> Result<(), Failure> {
         .hint("it may be on its way still: allow more time with --within; of plain rpcx clients no more than written is known"))
 }
 
-/// Where the sessions stand that a push was for.
-fn counts(outcome: &AdminPushOutcome) -> String {
+/// Where the sessions stand that a push was for, and what keeps it.
+fn counts(outcome: &AdminPushOutcome, kept_by: &str) -> String {
     let AdminPushOutcome { queued, written, received, handled, expired, superseded, dropped, duplicate, .. } = *outcome;
     let AdminPushOutcome { failed, unknown, .. } = *outcome;
 
@@ -179,7 +181,7 @@ fn counts(outcome: &AdminPushOutcome) -> String {
     }
 
     if outcome.stored {
-        text += "; its topic keeps it";
+        text += &format!("; {kept_by} keeps it");
     }
     let nodes = |count: usize| term::count(count as u64, "node");
     if outcome.routing != 0 {
@@ -283,7 +285,7 @@ mod tests {
             ),
             (AdminPushOutcome { routing: 1, ..none }, "0 sessions; 1 node not heard of yet", None),
         ] {
-            assert_eq!(counts(&outcome), text);
+            assert_eq!(counts(&outcome, "its topic"), text);
             let judged = judge(&outcome).err();
             assert_eq!(judged.as_ref().map(Failure::text), error, "{text}");
             assert!(judged.is_none_or(|failure| failure.exit() == Some(Exit::Peer)));

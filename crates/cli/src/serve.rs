@@ -14,6 +14,7 @@ use bothways::{
 };
 use bothways_http::{ADMIN_PAGE_PATH, AdminPage, HttpListening};
 use bothways_metrics::Calls;
+use bothways_redb::RedbStore;
 use bytes::Bytes;
 use listenfd::ListenFd;
 
@@ -94,6 +95,10 @@ fn build(args: &ServeArgs, callers: &Remembered, joined: &Remembered, calls: &Ca
         builder = builder.layer(calls.clone());
     }
 
+    if let Some(path) = &args.store {
+        let store = RedbStore::open(path).map_err(|error| Failure::usage(format!("cannot open the store: {error}")))?;
+        builder = builder.store(store);
+    }
     if let Some(clients) = args.new_clients_per_second {
         builder = builder.admission(AdmissionOptions::new().new_sessions_rate(Rate::per_second(clients)));
     }

@@ -184,6 +184,12 @@ pub(crate) fn grouped(n: u64) -> String {
     out
 }
 
+/// A time in milliseconds since 1970 as RFC 3339 in UTC, to the second; `-` if it is none.
+pub(crate) fn utc(at_ms: u64) -> String {
+    let at = (at_ms != 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_millis(at_ms));
+    at.and_then(|at| rfc3339(at, 0)).unwrap_or_else(|| "-".to_owned())
+}
+
 /// The time of day as RFC 3339 in UTC, with milliseconds.
 pub(crate) fn now() -> String {
     rfc3339(SystemTime::now(), 3).unwrap_or_default()

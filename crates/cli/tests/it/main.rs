@@ -7,6 +7,7 @@ mod dumping;
 mod help;
 mod listening;
 mod load;
+mod mail;
 mod pushing;
 mod serving;
 mod sessions;

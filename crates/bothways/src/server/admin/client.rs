@@ -6,6 +6,7 @@ use bothways_proto::Metadata;
 
 use super::{
     SERVICE_PATH, TOKEN_KEY,
+    mail::{LetterNamed, LettersAsked, LettersListed, MailboxesAsked},
     push::{AdminPush, AdminPushOutcome, PUSH_WAIT_MAX},
     views::{
         AdminDrain, AdminExplained, AdminKick, AdminKicked, AdminNode, AdminStats, AuditAsked, AuditEntry,
@@ -13,7 +14,14 @@ use super::{
         PushTarget, ReceiptAsked, SessionsAsked, SessionsListed, TopicsAsked, TopicsListed,
     },
 };
-use crate::{CallOptions, Caller, Payload, error::CallError, session::Explanation};
+use crate::{
+    CallOptions, Caller, Payload,
+    error::CallError,
+    session::{DeadLetter, Explanation, MailboxView},
+};
+
+/// What a question waits longer that a store answers.
+const STORE_WAIT: Duration = Duration::from_secs(10);
 
 /// A client of a server's admin service, over a [`Client`](crate::Client) that is connected to an
 /// address where it answers ([`Server::listen_admin`](crate::Server::listen_admin)).
@@ -193,6 +201,46 @@ impl<C: Caller> AdminClient<C> {
     /// As [`Self::connections`].
     pub async fn audit(&self, asked: &AuditAsked) -> Result<Vec<AuditEntry>, CallError> {
         self.ask("Audit", asked, Duration::ZERO).await
+    }
+
+    /// A page of the users who have mail, or dead letters.
+    ///
+    /// # Errors
+    /// As [`Self::connections`]; a server without a store for durable pushes says so.
+    pub async fn mailboxes(&self, asked: &MailboxesAsked) -> Result<Vec<MailboxView>, CallError> {
+        self.ask("Mailboxes", asked, STORE_WAIT).await
+    }
+
+    /// A page of a mailbox, and how far its devices have come.
+    ///
+    /// # Errors
+    /// As [`Self::mailboxes`].
+    pub async fn letters(&self, asked: &LettersAsked) -> Result<LettersListed, CallError> {
+        self.ask("Letters", asked, STORE_WAIT).await
+    }
+
+    /// A page of the letters that a user's devices could not handle.
+    ///
+    /// # Errors
+    /// As [`Self::mailboxes`].
+    pub async fn dead_letters(&self, asked: &LettersAsked) -> Result<Vec<DeadLetter>, CallError> {
+        self.ask("DeadLetters", asked, STORE_WAIT).await
+    }
+
+    /// Puts a dead letter into its user's mailbox again. False: it is not there.
+    ///
+    /// # Errors
+    /// As [`Self::mailboxes`]; see [`Mail::send_again`](crate::session::Mail::send_again).
+    pub async fn send_again(&self, letter: &LetterNamed) -> Result<bool, CallError> {
+        self.ask("SendAgain", letter, STORE_WAIT).await
+    }
+
+    /// Deletes a letter, or a dead one. False: it is not there.
+    ///
+    /// # Errors
+    /// As [`Self::mailboxes`].
+    pub async fn delete_letter(&self, letter: &LetterNamed) -> Result<bool, CallError> {
+        self.ask("DeleteLetter", letter, STORE_WAIT).await
     }
 
     /// Begins to drain the server, and returns how many clients are connected.

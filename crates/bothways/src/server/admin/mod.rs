@@ -11,6 +11,7 @@
 //! | `lists.rs` | connections, sessions, stories, topics and their members |
 //! | `everywhere.rs` | nodes, and the sessions of all nodes of a cluster |
 //! | `push.rs` | pushes of operators, and how far they come |
+//! | `mail.rs` | mailboxes and dead letters of durable pushes |
 //! | `live.rs` | counters, and the feed of events |
 //! | `audit.rs` | what operators did, and what was refused |
 //! | `client.rs` | [`AdminClient`] |
@@ -20,6 +21,7 @@ mod client;
 mod everywhere;
 mod lists;
 mod live;
+mod mail;
 mod push;
 mod views;
 
@@ -36,6 +38,7 @@ pub(super) use self::{audit::Audit, everywhere::sessions_everywhere, push::Recei
 pub use self::{
     client::AdminClient,
     everywhere::WrongTarget,
+    mail::{LetterNamed, LettersAsked, LettersListed, MailboxesAsked},
     push::{AdminPush, AdminPushOutcome, PushClass, PushFailures, PushUntil},
     views::{
         AdminDrain, AdminExplained, AdminKick, AdminKicked, AdminNode, AdminStats, AuditAsked, AuditEntry,
@@ -91,6 +94,11 @@ pub(super) fn add_routes(router: Router, door: Arc<Door>, shared: Weak<Shared>) 
     let router = admin.add(router, "BeginPush", Push, |asking, push| async move { push::begin(&asking, push) });
     let router = admin.add(router, "Receipt", Look, push::follow);
     let router = admin.add(router, "Kick", Kick, |asking, kick| async move { run_kick(&asking, kick) });
+    let router = admin.add(router, "Mailboxes", Look, mail::mailboxes);
+    let router = admin.add(router, "Letters", Look, mail::letters);
+    let router = admin.add(router, "DeadLetters", Look, mail::dead_letters);
+    let router = admin.add(router, "SendAgain", Push, mail::send_again);
+    let router = admin.add(router, "DeleteLetter", Kick, mail::delete);
     admin.add(router, "Drain", Kick, |asking, drain| async move { Ok(begin_drain(asking, &drain)) })
 }
 

@@ -10,7 +10,7 @@ use super::{
     Asking, Refused,
     views::{PushReceipt, PushTarget, ReceiptAsked},
 };
-use crate::session::{Class, Failure, Outcomes, Push, Receipt, Stage};
+use crate::session::{Class, Failure, Outcomes, Push, Receipt, Stage, Target};
 
 /// A push that an operator asks for.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -54,6 +54,8 @@ pub enum PushClass {
     Fire,
     /// As [`Class::Latest`], with this key.
     Latest(String),
+    /// As [`Class::Durable`], for so many milliseconds. Its target is a user.
+    Durable(u64),
 }
 
 /// A stage to wait for.
@@ -96,7 +98,7 @@ pub struct AdminPushOutcome {
     /// One of the same idempotency key was sent before.
     #[serde(default)]
     pub duplicate: usize,
-    /// The history of its topic keeps it, for later subscribers.
+    /// It is kept for those who come later: in the history of its topic, or in the mailbox of its user.
     #[serde(default)]
     pub stored: bool,
     /// Nodes of the cluster that have not said yet how many sessions it is for there.
@@ -200,6 +202,10 @@ impl Receipts {
 pub(super) async fn run(asking: Asking, push: AdminPush) -> Result<AdminPushOutcome, Refused> {
     let (until, wait) = (push.until, Duration::from_millis(push.wait_ms).min(PUSH_WAIT_MAX));
     let receipt = send(&asking, push)?;
+    // Whether a store takes it is known soon, and is what a durable push is for.
+    if let Ok(Err(error)) = tokio::time::timeout(PUSH_WAIT_MAX, receipt.stored()).await {
+        return Err(Refused::Failed(error.to_string()));
+    }
     let reached = async {
         match until {
             PushUntil::Queued => receipt.outcomes(),
@@ -267,7 +273,9 @@ fn send(asking: &Asking, push: AdminPush) -> Result<Receipt, Refused> {
         PushClass::Tracked => Class::Tracked,
         PushClass::Fire => Class::Fire,
         PushClass::Latest(key) => Class::Latest(key),
+        PushClass::Durable(ttl_ms) => Class::Durable { ttl: Duration::from_millis(ttl_ms) },
     };
+    let is_durable = matches!(class, Class::Durable { .. });
     let no_codec = || Refused::Wrong(format!("there is no codec {}", push.codec));
     let serialize = SerializeType::new(push.codec).ok_or_else(no_codec)?;
 
@@ -280,6 +288,8 @@ fn send(asking: &Asking, push: AdminPush) -> Result<Receipt, Refused> {
     let receipt = match &push.target {
         // Not past the topic's history.
         PushTarget::Topic(topic) => asking.server.publish(topic, &sent),
+        // Into the mailbox: it is nobody's session that is meant.
+        PushTarget::User(user) if is_durable => asking.server.push(&Target::user(user), &sent),
         _ => asking.server.push(&target, &sent),
     };
     let receipt = receipt.map_err(Refused::wrong)?;

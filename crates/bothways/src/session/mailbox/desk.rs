@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::{
@@ -27,7 +28,7 @@ impl std::fmt::Debug for Mail {
 }
 
 /// A mailbox, and how much is in it.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct MailboxView {
     /// Whose it is.
@@ -37,7 +38,7 @@ pub struct MailboxView {
 }
 
 /// A letter in a mailbox.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct LetterView {
     /// Where it stands.
@@ -55,7 +56,7 @@ pub struct LetterView {
 }
 
 /// A letter that a device could not handle.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct DeadLetter {
     /// The letter; its place is that among the dead letters.

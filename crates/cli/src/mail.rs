@@ -1,0 +1,158 @@
+//! Looks into mailboxes of durable pushes, sends dead letters again, and deletes letters, through a server's admin service.
+
+use bothways::{
+    Client,
+    server::{AdminClient, LetterNamed, LettersAsked, MailboxesAsked},
+    session::{DeadLetter, LetterView, MailboxView},
+    store::Place,
+};
+
+use crate::{
+    args::MailArgs,
+    failure::{Exit, Failure},
+    push::{connect, failed, table},
+    term::{self, Out, Paint},
+};
+
+type Admin = AdminClient<Client>;
+
+pub(crate) async fn run(args: MailArgs) -> Result<(), Failure> {
+    let admin = connect(&args.admin).await?;
+    match (&args.user, args.send_again, args.delete) {
+        (Some(user), Some(place), _) => send_again(&args, &admin, user, place).await,
+        (Some(user), None, Some(place)) => delete(&args, &admin, user, place).await,
+        (Some(user), None, None) if args.dead => dead_letters(&args, &admin, user).await,
+        (Some(user), None, None) => letters(&args, &admin, user).await,
+        (None, ..) => mailboxes(&args, &admin).await,
+    }
+}
+
+fn json(out: &Out, value: &impl serde::Serialize) -> Result<(), Failure> {
+    out.line(&serde_json::to_string(value).expect("what is listed can be written as JSON"))
+}
+
+fn print_table<const N: usize>(out: &Out, rows: &[[String; N]]) -> Result<(), Failure> {
+    let paint = Paint::stdout();
+    for (number, line) in table(rows).iter().enumerate() {
+        out.line(&if number == 0 { paint.bold(line) } else { line.clone() })?;
+    }
+    Ok(())
+}
+
+async fn mailboxes(args: &MailArgs, admin: &Admin) -> Result<(), Failure> {
+    let (max, mut listed) = (args.max as usize, Vec::<MailboxView>::new());
+    while listed.len() < max {
+        let after = listed.last().map(|last| last.user.clone()).unwrap_or_default();
+        let asked = MailboxesAsked { dead: args.dead, after, max: max - listed.len() };
+        let page = admin.mailboxes(&asked).await.map_err(|error| failed(&error))?;
+        if page.is_empty() {
+            break;
+        }
+        listed.extend(page);
+    }
+    let out = Out::new();
+    if args.json {
+        return json(&out, &listed);
+    }
+    let mut rows = vec![["USER", "", "", if args.dead { "DEAD" } else { "LETTERS" }].map(str::to_owned)];
+    rows.extend(
+        listed.iter().map(|view| [term::one_line(&view.user), String::new(), String::new(), view.letters.to_string()]),
+    );
+    print_table(&out, &rows)
+}
+
+async fn letters(args: &MailArgs, admin: &Admin, user: &str) -> Result<(), Failure> {
+    let (max, mut listed, mut devices) = (args.max as usize, Vec::<LetterView>::new(), Vec::new());
+    while listed.len() < max {
+        let after = listed.last().map_or(0, |last| last.place.sequence);
+        let asked = LettersAsked { user: user.to_owned(), after, max: max - listed.len() };
+        let page = admin.letters(&asked).await.map_err(|error| failed(&error))?;
+        devices = page.devices;
+        if page.letters.is_empty() {
+            break;
+        }
+        listed.extend(page.letters);
+    }
+    let out = Out::new();
+    if args.json {
+        return json(&out, &serde_json::json!({ "letters": listed, "devices": devices }));
+    }
+    for (device, place) in &devices {
+        out.line(&format!("device {} has handled all up to {place}", term::one_line(device)))?;
+    }
+    let mut rows = vec![["PLACE", "METHOD", "PUSHED", "BYTES"].map(str::to_owned)];
+    rows.extend(
+        listed.iter().map(|letter| {
+            [letter.place.to_string(), method(letter), term::utc(letter.at_ms), letter.bytes.to_string()]
+        }),
+    );
+    print_table(&out, &rows)
+}
+
+async fn dead_letters(args: &MailArgs, admin: &Admin, user: &str) -> Result<(), Failure> {
+    let (max, mut listed) = (args.max as usize, Vec::<DeadLetter>::new());
+    while listed.len() < max {
+        let after = listed.last().map_or(0, |last| last.letter.place.sequence);
+        let asked = LettersAsked { user: user.to_owned(), after, max: max - listed.len() };
+        let page = admin.dead_letters(&asked).await.map_err(|error| failed(&error))?;
+        if page.is_empty() {
+            break;
+        }
+        listed.extend(page);
+    }
+    let out = Out::new();
+    if args.json {
+        return json(&out, &listed);
+    }
+    let mut rows = vec![["PLACE", "METHOD", "GIVEN UP", "TRIES", "DEVICE"].map(str::to_owned)];
+    rows.extend(listed.iter().map(|dead| {
+        let (letter, device) = (&dead.letter, term::one_line(&dead.device));
+        [letter.place.to_string(), method(letter), term::utc(dead.died_ms), dead.deliveries.to_string(), device]
+    }));
+    let paint = Paint::stdout();
+    for (number, line) in table(&rows).iter().enumerate() {
+        match number.checked_sub(1).and_then(|number| listed.get(number)) {
+            None => out.line(&paint.bold(line))?,
+            Some(dead) => {
+                out.line(line)?;
+                for line in term::wrap(&format!("    {}", term::one_line(&dead.why)), 8) {
+                    out.line(&line)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn method(letter: &LetterView) -> String {
+    match letter.service_path.is_empty() {
+        true => "(cannot be read)".to_owned(),
+        false => term::one_line(&format!("{}.{}", letter.service_path, letter.service_method)),
+    }
+}
+
+async fn send_again(args: &MailArgs, admin: &Admin, user: &str, place: Place) -> Result<(), Failure> {
+    let letter = LetterNamed { user: user.to_owned(), place, dead: true };
+    let is_sent = admin.send_again(&letter).await.map_err(|error| failed(&error))?;
+    told(args, "sent again", is_sent)
+}
+
+async fn delete(args: &MailArgs, admin: &Admin, user: &str, place: Place) -> Result<(), Failure> {
+    let letter = LetterNamed { user: user.to_owned(), place, dead: args.dead };
+    let is_deleted = admin.delete_letter(&letter).await.map_err(|error| failed(&error))?;
+    told(args, "deleted", is_deleted)
+}
+
+/// What was done; an error if there is no such letter.
+fn told(args: &MailArgs, what: &str, is_done: bool) -> Result<(), Failure> {
+    if args.json {
+        json(&Out::new(), &serde_json::json!({ "done": is_done }))?;
+    } else if is_done {
+        Out::new().line(&format!("{what} 1 letter"))?;
+    }
+    match is_done {
+        true => Ok(()),
+        false => Err(Failure::new(Exit::Peer, "there is no such letter")
+            .hint("`bothways mail --user NAME`, with --dead for dead letters, tells their places")),
+    }
+}
