@@ -83,10 +83,10 @@ impl Wire {
         self.bytes
     }
 
-    /// Bytes of its buffer and its lists, with what is free of them.
+    /// What it takes: itself, its buffer and its lists, with what is free of them.
     pub(super) fn capacity(&self) -> usize {
         let lists = self.tail.capacity() * size_of::<Chunk>() + self.pushes.capacity() * size_of::<PushEnd>();
-        self.flat.capacity() + lists
+        size_of::<Self>() + self.flat.capacity() + lists
     }
 
     /// As if nothing had ever been on it, for another connection. False: something is.

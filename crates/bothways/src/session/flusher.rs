@@ -1,7 +1,7 @@
 //! Bursts of pushes: what follows one push at once is written with it, and not each by itself.
 //!
-//! A push is written at once, unless this thread has pushed within the last [`BURST`]. What follows another so closely is
-//! put off, and written by a task of the same runtime when it has its turn; a thread that goes on pushing writes it
+//! A push is written at once, unless this thread has pushed within the last [`BURST`], or within an eighth of the time
+//! that its last push took to write. What follows another so closely is put off, and written by a task of the same runtime when it has its turn; a thread that goes on pushing writes it
 //! itself after [`DELAY`], or after as long as the last flush took. To a [`CROWD`] that task writes in any case.
 //!
 //! Where there is no runtime of the server's, nothing is put off.
@@ -68,6 +68,8 @@ struct Waiting {
     pushed: Option<Instant>,
     /// How long the last flush took.
     took: Duration,
+    /// How long the last push took that was written at once.
+    wrote: Duration,
     /// A task has begun that ends when nothing waits.
     has_task: bool,
 }
@@ -99,7 +101,11 @@ impl Flusher {
     /// True if this thread has pushed just now. Asked when a push begins: entering it for many takes longer than a burst's
     /// pause.
     pub(super) fn is_in_burst(&self) -> bool {
-        self.waiting.lock().pushed.is_some_and(|pushed| pushed.elapsed() < BURST)
+        let waiting = self.waiting.lock();
+        // To go from one push to the next takes longer where each is written to very many: they fill the caches, and
+        // those who are woken want the processor.
+        let within = BURST.max(waiting.wrote / 8);
+        waiting.pushed.is_some_and(|pushed| pushed.elapsed() < within)
     }
 
     /// True if this thread published last to this list, too.
@@ -114,8 +120,11 @@ impl Flusher {
         if is_in_burst || CROWD < sessions.len() {
             return self.put_off(Fill::Some, |waiting| waiting.sessions.extend(sessions));
         }
+        let began = Instant::now();
         write_to_each(sessions, Session::write_put_off);
-        self.waiting.lock().pushed = Some(Instant::now());
+        let now = Instant::now();
+        let mut waiting = self.waiting.lock();
+        (waiting.pushed, waiting.wrote) = (Some(now), now.duration_since(began));
     }
 
     /// Has these written soon, or now if one is full.

@@ -19,6 +19,7 @@ use std::{
 use super::{
     Session, SessionId,
     batch::{Batch, Batches},
+    lock::Held,
     state::State,
     subscribers::LongList,
 };
@@ -147,7 +148,8 @@ impl Batch {
         drop(state);
 
         if walked.place_of(into.id()).is_some() {
-            // It is not a target twice.
+            // It is not a target twice. Nobody is woken while what is noted is being read.
+            let _held = Held::begin();
             if walked.take(place) {
                 self.noted().iter().for_each(|noted| noted.with_topic.leave());
             }

@@ -388,7 +388,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
-        /// Of all that come and go: those that are there are, once and in order, and each is found at its place.
+        /// However many come and go: all that are there are listed, once and in order, and each is found at its place.
         #[test]
         fn all_are_found_at_their_places(
             steps in prop::collection::vec((any::<bool>(), 0_u64..3000, 1_u64..700), 1..60),
