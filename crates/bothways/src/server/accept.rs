@@ -24,10 +24,10 @@ use crate::{
 };
 
 /// Connections that are looked at before others have their turn: 1 ms, where none is in the cache.
-const WATCHED_AT_ONCE: usize = 256;
+const WATCHED_AT_ONCE: usize = 128;
 
 /// Of these, so many are looked up under one lock of their table.
-const FOUND_AT_ONCE: usize = 128;
+const FOUND_AT_ONCE: usize = 64;
 
 /// A server listens on an address for as long as this is kept, or until it begins to stop; then the address is free for
 /// others at once. Connections that it accepted stay.
