@@ -124,9 +124,10 @@ const COLUMNS: usize = 80;
 #[command(after_help = help("\
   bothways demo
   bothways demo --clients 50 --seconds 4
+  bothways demo --nodes 3
   bothways demo --web
 
-Every step is checked: the exit code is 1 if one of them did not happen."))]
+With --nodes a node of a cluster dies and its clients go on, over a nats-server where one is on the path. Every step is checked: the exit code is 1 if one of them did not happen."))]
 pub(crate) struct DemoArgs {
     /// Clients that connect
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=200))]
@@ -135,6 +136,10 @@ pub(crate) struct DemoArgs {
     /// How long the server pushes while one client stalls
     #[arg(long, value_name = "S", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub(crate) seconds: u64,
+
+    /// Show so many nodes of one cluster instead: pushes and calls from any to any client, and one that dies
+    #[arg(long, value_name = "N", conflicts_with = "web", value_parser = clap::value_parser!(u16).range(3..=9))]
+    pub(crate) nodes: Option<u16>,
 
     /// Serve a page that is a client, and push to it until Ctrl-C; of this machine, if it is a port alone
     #[arg(long, value_name = "ADDR", num_args = 0..=1, require_equals = true, default_missing_value = "8080")]

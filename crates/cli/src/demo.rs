@@ -24,6 +24,7 @@ use crate::{
     args::DemoArgs,
     failure::{Exit, Failure},
     latency::Latency,
+    nodes_demo,
     service::{self, Answer, Numbers, Remembered},
     term::{self, Out, Paint},
     web_demo,
@@ -49,7 +50,12 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
         return web_demo::run(address).await;
     }
     let mut story = Story::new()?;
-    let told = tell(&mut story, usize::from(args.clients), Duration::from_secs(args.seconds)).await;
+    let (clients, stall) = (usize::from(args.clients), Duration::from_secs(args.seconds));
+    let told = match args.nodes.map(usize::from) {
+        // Each node has some.
+        Some(nodes) => nodes_demo::tell(&mut story, nodes, clients.max(2 * nodes)).await,
+        None => tell(&mut story, clients, stall).await,
+    };
     let elapsed = term::time(story.began.elapsed());
     match told {
         Ok(()) => {
@@ -95,7 +101,7 @@ async fn tell(story: &mut Story, clients: usize, stall: Duration) -> Result<(), 
 }
 
 /// Why the story ends early.
-enum Ended {
+pub(crate) enum Ended {
     /// A step did not happen.
     Step(String),
     /// Nobody reads it any more.
@@ -109,9 +115,9 @@ impl From<Failure> for Ended {
 }
 
 /// What is told: a line for each step, with the time since the beginning.
-struct Story {
+pub(crate) struct Story {
     began: Instant,
-    out: Out,
+    pub(crate) out: Out,
     paint: Paint,
     steps: usize,
     allowed: Duration,
@@ -122,17 +128,17 @@ impl Story {
         Ok(Self { began: Instant::now(), out: Out::new(), paint: Paint::stdout(), steps: 0, allowed: STEP_TIMEOUT })
     }
 
-    fn chapter(&self, title: &str) -> Result<(), Failure> {
+    pub(crate) fn chapter(&self, title: &str) -> Result<(), Failure> {
         self.out.line(&format!("\n{}", self.paint.bold(title)))
     }
 
     /// The next step may take this much longer.
-    fn allow(&mut self, more: Duration) {
+    pub(crate) fn allow(&mut self, more: Duration) {
         self.allowed = STEP_TIMEOUT + more;
     }
 
     /// Takes one step and tells it. A step that takes too long has not happened.
-    async fn step<T>(&mut self, who: &str, step: impl Future<Output = Step<T>>) -> Result<T, Ended> {
+    pub(crate) async fn step<T>(&mut self, who: &str, step: impl Future<Output = Step<T>>) -> Result<T, Ended> {
         // A longer time was allowed for one step only.
         let allowed = std::mem::replace(&mut self.allowed, STEP_TIMEOUT);
         let taken = tokio::time::timeout(allowed, step).await;
@@ -160,7 +166,7 @@ impl Story {
 }
 
 /// What a step says, and what it leaves; or why it did not happen.
-type Step<T> = Result<(String, T), String>;
+pub(crate) type Step<T> = Result<(String, T), String>;
 
 /// The server and what it knows.
 struct Stage {

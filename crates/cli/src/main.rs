@@ -9,6 +9,7 @@
 //! | `term.rs` | what a terminal is shown: colours, safe text, times |
 //! | `value.rs` | JSON ↔ MessagePack, and payloads for people |
 //! | `demo.rs` | the whole framework in one process, step by step, each step checked |
+//! | `nodes_demo.rs` | nodes of one cluster, one of which dies |
 //! | `service.rs`, `serve.rs` | the services of `demo` and `serve`, and serving them |
 //! | `cluster.rs` | how a server becomes a node of a cluster |
 //! | `web.rs`, `web_demo.rs` | HTTP beside the server; a page that is a client, and its server |
@@ -31,6 +32,7 @@ mod listen;
 mod load;
 mod mail;
 mod nodes;
+mod nodes_demo;
 mod peer;
 mod plan;
 mod push;

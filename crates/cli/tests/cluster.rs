@@ -104,3 +104,35 @@ fn what_is_wrong_with_the_cluster_is_said() {
     let log = serving.err.rest();
     assert!(log.contains("bothways") && !log.contains("hunter2"), "{log}");
 }
+
+/// `demo --nodes`, over a broker of its own and without one.
+#[test]
+fn the_demo_shows_a_node_die_and_its_clients_go_on() {
+    for broker in [None, bothways_brokers::nats_server()] {
+        let mut demo = bothways(&["demo", "--nodes", "3"]);
+        demo.env_remove("BOTHWAYS_NATS_SERVER").env("PATH", "");
+        let engine = match &broker {
+            Some(program) => {
+                demo.env("BOTHWAYS_NATS_SERVER", program);
+                "nats-server v2."
+            }
+            None => "is in this process",
+        };
+        let ran = finish(demo, b"");
+        let out = ran.ended(0);
+        for part in [
+            engine,
+            "3 have joined and know each other",
+            "6 connect by the balancer's address",
+            "handled by 6 of 6, at 3 nodes",
+            "kills node 3",
+            "a node is",
+            "are back at other nodes by themselves",
+            "handled by 6 of 6, at 2 nodes",
+            "All 12 steps happened",
+        ] {
+            assert!(out.split_whitespace().collect::<Vec<_>>().join(" ").contains(part), "`{part}` is not in\n{out}");
+        }
+        assert!(out.lines().all(|line| line.chars().count() <= 80), "it has room in 80 columns:\n{out}");
+    }
+}

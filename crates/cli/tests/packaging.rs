@@ -37,3 +37,22 @@ fn what_is_started_is_what_the_program_takes() {
     let image = fs::read_to_string(packaging.join("Dockerfile")).expect("it is there");
     assert!(image.contains(r#"CMD ["serve", "tcp@0.0.0.0:8972"]"#) && image.contains("cargo build --release --locked"));
 }
+
+/// The nodes of the compose file are started with options that there are, and over the version that tests run over.
+#[cfg(feature = "nats")]
+#[test]
+fn the_compose_file_starts_what_there_is() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let file = fs::read_to_string(root.join("packaging/compose/cluster.yml")).expect("it is there");
+    let help = Command::new(env!("CARGO_BIN_EXE_bothways")).args(["serve", "--help"]).output().expect("it runs");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let options: Vec<&str> =
+        file.lines().filter_map(|line| line.trim().strip_prefix("- --")?.split('=').next()).collect();
+    assert!(4 < options.len(), "{options:?}");
+    for option in options {
+        assert!(help.contains(&format!("--{option}")), "serve takes no --{option}");
+    }
+    let peers = fs::read_to_string(root.join("benches/src/compare/kinds.rs")).expect("it is there");
+    let version = peers.split("nats-server/v2@v").nth(1).and_then(|rest| rest.split('"').next()).expect("a pin");
+    assert!(file.contains(&format!("image: nats:{version}")), "tests run over {version}");
+}

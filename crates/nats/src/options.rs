@@ -89,7 +89,7 @@ impl NatsOptions {
             mailbox_entries_max: 1000,
             stream_bytes_max: None,
             domain: None,
-            start_max: Duration::from_secs(15),
+            start_max: Duration::from_secs(30),
         }
     }
 
@@ -189,7 +189,7 @@ impl NatsOptions {
         self
     }
 
-    /// How long connecting may take, with the elections of a broker that begins. Default 15 s.
+    /// How long connecting may take, with the elections of a broker that begins. Default 30 s.
     pub fn start_max(mut self, most: Duration) -> Self {
         self.start_max = most;
         self

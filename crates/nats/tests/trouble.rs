@@ -211,6 +211,52 @@ async fn leaders_that_are_killed_and_stopped() {
     check_chain(&heard.0.lock(), &stored);
 }
 
+/// R14. The server of a node stands still, and its connection stays open: the node leaves it for another one, keeps its
+/// lease, and is found again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stands_still_is_left() {
+    let Some(mut broker) = Broker::three() else { return };
+    let addresses = broker.addresses();
+    let other = NatsEngine::connect(NatsOptions::new([&addresses[2]])).await.expect("it works");
+    // The second does not answer now: it comes to the first.
+    broker.stop(1);
+    let node = NatsEngine::connect(NatsOptions::new(&addresses[..2]).start_max(ELECTION_MAX)).await;
+    let node = node.expect("two are enough");
+    broker.go_on(1);
+    let me = NodeId::random();
+    node.listen(me, Arc::new(Echo)).await.expect("it works");
+    let lease = node.lease(me, Bytes::new(), LEASE).await.expect("it works");
+    until_answered(&other, me).await;
+
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let renewing = tokio::spawn(renew_all((lease, me), Arc::clone(&goes_on)));
+    let mut mail = node.mail_state();
+    let epoch = *mail.borrow_and_update();
+    broker.stop(0);
+    let began = Instant::now();
+    while other.ask(me, "x".into(), Duration::from_millis(500)).await == Ok("x".into()) {
+        assert!(began.elapsed() < Duration::from_secs(2), "it is at another server");
+    }
+    println!("not found after {:?}", began.elapsed());
+    let left = timeout(Duration::from_secs(20), mail.wait_for(|state| state.is_up() && *state != epoch)).await;
+    left.expect("it is left").expect("the engine is there");
+    until_answered(&other, me).await;
+    println!("found again after {:?}", began.elapsed());
+    assert!(began.elapsed() < LEASE, "{:?}", began.elapsed());
+    sleep(Duration::from_secs(5)).await;
+    goes_on.store(false, Ordering::Relaxed);
+    println!("the longest time without a renewal: {:?}", renewing.await.expect("its lease has not ended"));
+    broker.go_on(0);
+}
+
+async fn until_answered(asker: &NatsEngine, node: NodeId) {
+    let until = Instant::now() + ELECTION_MAX;
+    while asker.ask(node, "x".into(), Duration::from_secs(1)).await != Ok("x".into()) {
+        assert!(Instant::now() < until, "it does not answer");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 fn news() -> Log {
     Log::History("news.sport".to_owned())
 }
