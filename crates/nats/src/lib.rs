@@ -59,6 +59,8 @@ const TAKE_MAX: Duration = Duration::from_secs(30);
 const PROBE: &str = "Bothways-Probe";
 /// How often the client library asks its server whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(2);
+/// How long one server may take to let this node in, before the next is tried.
+const TRY_MAX: Duration = Duration::from_secs(2);
 
 /// The engine of one node, over a connection of its own. From [`NatsEngine::connect`].
 ///
@@ -107,6 +109,7 @@ impl NatsEngine {
         let connection = connection
             .name(format!("bothways {}", options.cluster))
             .ping_interval(PING_EVERY)
+            .connection_timeout(TRY_MAX)
             .custom_inbox_prefix(format!("{}i", names.prefix()))
             .event_callback(move |event| {
                 told.happened(event);

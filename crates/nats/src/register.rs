@@ -43,8 +43,6 @@ const BREATH: Duration = Duration::from_millis(200);
 /// How long it is known that a node was buried, and that a record was forgotten.
 const BURIED_FOR: Duration = Duration::from_secs(3600);
 const FORGOTTEN_FOR: Duration = Duration::from_secs(60);
-/// Renewals that fail one after another before this node asks whether its server still answers.
-const RENEWALS_FAILED_MAX: u32 = 2;
 
 // What the first byte of a value means.
 const LIVING: u8 = 1;
@@ -201,7 +199,7 @@ impl Register {
         // An unknown end: the life that may have a lease now is never heard of again.
         let Put { sequence, .. } = put.map_err(|_| EngineDown)?;
         self.seen(identity.epoch(), me, sequence, Some(card));
-        let state = LeaseState { last: sequence, tried: Vec::new(), failed: 0 };
+        let state = LeaseState { last: sequence, tried: Vec::new() };
         Ok(Arc::new(NatsLease(Arc::new(Leased { register: self, me, ttl, identity, state: state.into() }))))
     }
 
@@ -407,8 +405,6 @@ struct LeaseState {
     last: u64,
     /// What was written since, of which nobody knows whether it was.
     tried: Vec<u64>,
-    /// Renewals that failed one after another.
-    failed: u32,
 }
 
 /// Most renewals of unknown end that are remembered: one a second, for longer than any lease.
@@ -438,7 +434,7 @@ impl Leased {
             let nonce = rand::random();
             match self.put(&mut state, LIVING, nonce, &card, self.ttl).await {
                 Ok(sequence) => {
-                    (state.last, state.failed) = (sequence, 0);
+                    state.last = sequence;
                     state.tried.clear();
                     self.register.seen(self.identity.epoch(), self.me, sequence, Some(card));
                     return Ok(());
@@ -451,7 +447,7 @@ impl Leased {
                     None => return Err(RenewError::Lapsed),
                 },
                 Err(_) => {
-                    self.failed(&mut state).await;
+                    self.failed().await;
                     return Err(RenewError::Down);
                 }
             }
@@ -495,18 +491,14 @@ impl Leased {
         Ok((kind == LIVING && state.tried.contains(&nonce)).then_some(got.sequence))
     }
 
-    /// After some failures: perhaps it is the server of this connection that stands still.
-    async fn failed(&self, state: &mut LeaseState) {
-        state.failed += 1;
+    /// Perhaps it is the server of this connection that stands still: a leader that is elected answers nothing either,
+    /// but then this server does.
+    async fn failed(&self) {
         let wire = &self.register.wire;
-        if RENEWALS_FAILED_MAX <= state.failed
-            && self.register.may_leave_server
-            && wire.events.is_up()
-            && !wire.is_served(REQUEST_MAX / 2).await
-        {
+        let may_leave = self.register.may_leave_server && wire.events.is_up();
+        if may_leave && !wire.is_served(REQUEST_MAX / 2).await {
             tracing::warn!("the NATS server of this connection does not answer: another one is asked");
             wire.leave_server().await;
-            state.failed = 0;
         }
     }
 

@@ -242,7 +242,7 @@ async fn a_server_that_stands_still_is_left() {
     left.expect("it is left").expect("the engine is there");
     until_answered(&other, me).await;
     println!("found again after {:?}", began.elapsed());
-    assert!(began.elapsed() < LEASE, "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     sleep(Duration::from_secs(5)).await;
     goes_on.store(false, Ordering::Relaxed);
     println!("the longest time without a renewal: {:?}", renewing.await.expect("its lease has not ended"));
