@@ -155,7 +155,7 @@ fn a_push_reaches_the_sessions_of_all_nodes() {
                 assert_eq!(users[2].next().await, number.to_string(), "in order");
             }
         });
-        [one, other, third].map(Node::kill);
+        let _ = [one, other, third].map(Node::kill);
     }
 }
 
@@ -182,7 +182,7 @@ fn clients_of_other_nodes_are_called_explained_and_kicked() {
         let ended = one.server.kick_everywhere(&Target::user("ann"), "enough").await.expect("no topic");
         assert_eq!(ended.answers.iter().map(|(_, ended)| ended).sum::<usize>(), 1);
     });
-    [one, other].map(Node::kill);
+    let _ = [one, other].map(Node::kill);
 }
 
 /// A node dies with a client: the receipt of what was there ends as unknown, what comes later is unreached until the lease
@@ -214,7 +214,7 @@ fn a_node_that_dies_is_known_to_be_dead() {
         assert_eq!(handled(&receipt).await, 1);
         assert!(!receipt.is_partial());
     });
-    [one, other].map(Node::kill);
+    let _ = [one, other].map(Node::kill);
 }
 
 /// R13. The leader of the leases is stopped for longer than an election: pushes between nodes do not notice, nobody is
@@ -245,7 +245,7 @@ fn a_register_that_stands_still_delays_no_push() {
         assert_eq!(one.server.nodes(), Some((one.id, vec![other.id])), "nobody was judged");
         assert_eq!(other.server.nodes(), Some((other.id, vec![one.id])), "nobody was judged");
     });
-    [one, other].map(Node::kill);
+    let _ = [one, other].map(Node::kill);
 }
 
 /// Has this server lead a stream.
