@@ -11,6 +11,10 @@ import type { Dial, Wire } from "./wire.js";
 
 export const CONTROL = "_bothways";
 
+/** A connection is looked after so often, in milliseconds, or more often if its heartbeats are, but not more than that. */
+const TICK = 5000;
+const TICK_MIN = 20;
+
 const SILENT = "the server does not answer";
 
 /** Milliseconds, on a clock that nobody sets. */
@@ -49,7 +53,6 @@ export class Conn {
   private lastRead_ = 0;
   private probe_ = 0;
   private ticks_ = 0;
-  private patience_ = 0;
   private isOver_ = false;
 
   /** The server speaks more than rpcx. */
@@ -153,24 +156,24 @@ export class Conn {
     }
     this.isUp_ = true;
     this.upSince_ = now();
-    clearTimeout(this.timer_);
-    const { heartbeat, heartbeatTimeout } = this.options_;
-    const period = Math.max(20, Math.min(5000, (heartbeat || Infinity) / 2, heartbeatTimeout / 2));
-    this.timer_ = setInterval(() => this.tick_(), period);
+    this.watch_();
     this.events_.welcomed_(this, this.isNegotiated_ ? meta : undefined);
   }
 
-  /** Timers of hidden and sleeping pages come late, and what has arrived is handed out after them: nobody is found dead
-   * before the second tick after the question. */
+  /** Looks after the connection every so many milliseconds. */
+  private watch_(period = Math.min(TICK, this.options_.heartbeat / 2 || TICK)) {
+    clearInterval(this.timer_);
+    this.timer_ = setInterval(() => this.tick_(), Math.max(TICK_MIN, period));
+  }
+
   private tick_() {
     const { heartbeat, heartbeatTimeout } = this.options_;
-    const time = now();
-    if (this.lastRead_ >= this.probe_) this.probe_ = 0;
-    if (!this.probe_) {
-      if (heartbeat && time - this.lastRead_ >= heartbeat) this.probeNow_(heartbeatTimeout);
-    } else if (++this.ticks_ > 1 && time - this.probe_ >= this.patience_) {
-      this.lost_(SILENT);
-    }
+    // Timers of hidden and sleeping pages come late, and what has arrived is handed out after them: nobody is found dead
+    // before the second tick after the question.
+    if (this.probe_ > this.lastRead_) return ++this.ticks_ > 1 ? this.lost_(SILENT) : undefined;
+    if (this.probe_) this.watch_();
+    this.probe_ = 0;
+    if (heartbeat && now() - this.lastRead_ >= heartbeat) this.probeNow_(heartbeatTimeout);
   }
 
   /** Asks whether the server is there; it has so many milliseconds to send anything. */
@@ -178,7 +181,7 @@ export class Conn {
     if (!this.isUp_) return;
     this.probe_ = now();
     this.ticks_ = 0;
-    this.patience_ = patience;
+    this.watch_(patience / 2);
     this.try_(() => this.put_(HEARTBEAT, RAW, ++this.numbers_, "", "", {}, EMPTY));
   }
 

@@ -115,6 +115,29 @@ test("a duplicated tab takes the session over, and the two do not fight", async 
   assert.deepEqual([await page.evaluate("got"), await other.evaluate("got")], [[1, 2, 3, 4, 5], [4, 5]]);
 });
 
+test("a hidden page gets pushes, says so, and is called", async (t) => {
+  const all = await set(t);
+  if (!all) return;
+  const { server, proxy, page, browser, origin } = all;
+  await page.evaluate((url) => begin(url), proxy.url);
+  const other = await open(browser, origin);
+  await other.bringToFront();
+  await page.waitForFunction("document.visibilityState === 'hidden'", PATIENCE);
+  // One alone waits for a timer, and those of hidden pages come with the next full second.
+  const began = Date.now();
+  assert.deepEqual((await server.ask(mail(1, 1))).ends, { Handled: 1 });
+  const took = Date.now() - began;
+  assert.deepEqual((await server.ask(mail(2, 500))).ends, { Handled: 500 });
+  const last = await server.ask({ do: "call", user: "ann", path: "Chat", method: "last", args: 7, millis: 5000 });
+  assert.equal(last.ok.seen, 7);
+  assert.deepEqual(await page.evaluate("got"), range(1, 501));
+  proxy.cut();
+  assert.deepEqual((await server.ask(mail(502, 1))).ends, { Handled: 1 });
+  await page.bringToFront();
+  assert.deepEqual(await page.evaluate("[sessions, errors, document.visibilityState]"), [[], [], "visible"]);
+  t.diagnostic(`one push was acknowledged in ${took} ms`);
+});
+
 test("a page that was frozen gets what it missed", async (t) => {
   const all = await set(t);
   if (!all) return;

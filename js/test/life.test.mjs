@@ -282,6 +282,7 @@ function page(t) {
 }
 
 test("a page that sleeps and wakes, at every moment of its connection", async (t) => {
+  t.mock.timers.enable({ apis: ["setInterval"] });
   const { tell, live, document } = page(t);
   const server = new FakeServer();
   let give;
@@ -325,6 +326,17 @@ test("a page that sleeps and wakes, at every moment of its connection", async (t
   tell("freeze");
   tell("resume");
   await connected(states, 4);
+
+  // Shown, at a server that says nothing any more: left after three seconds, and not after the heartbeats' ten.
+  const before = server.connections.values.at(-1);
+  tell("pageshow");
+  await turn();
+  assert.ok(before.frames.values.length > 1, "it is asked");
+  t.mock.timers.tick(2999);
+  assert.equal(before.isClosed, false);
+  t.mock.timers.tick(1);
+  assert.equal(before.isClosed, true);
+  await connected(states, 5);
 
   // Left for good.
   tell("pagehide", { persisted: false });
