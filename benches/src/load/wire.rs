@@ -113,9 +113,13 @@ fn greet_ws(stream: &mut TcpStream, says_hello: bool) -> anyhow::Result<()> {
     put_hello(&mut hello);
     let requests = if says_hello { vec![hello, enters] } else { vec![enters] };
     for request in requests {
-        // A binary frame, masked with zeros.
+        // A binary frame, masked with zeros. A length has its shortest form.
         let len = u16::try_from(request.len())?;
-        stream.write_all(&[&[0x82, 0x80 | 126][..], &len.to_be_bytes(), &[0; 4], &request].concat())?;
+        let head = match u8::try_from(len) {
+            Ok(short @ 0..126) => vec![0x82, 0x80 | short],
+            _ => [&[0x82, 0x80 | 126][..], &len.to_be_bytes()].concat(),
+        };
+        stream.write_all(&[&head, &[0; 4][..], &request].concat())?;
         let answer = read_until(stream, |bytes| Ok(!bytes.is_empty() && is_whole(bytes)?))?;
         let answer = payload_of(&answer)?;
         let len = bothways_proto::frame_len(answer, &limits())?.context("an answer without a frame")?;
