@@ -221,7 +221,8 @@ impl Stored {
 pub struct Page {
     /// Their places, and what they are.
     pub entries: Vec<(Place, Bytes)>,
-    /// The last place of the log: there is more if the last entry here is before it. `None`: the log is empty.
+    /// The last place of the log, as far as the store knows: if the last entry here is before it, there may be more. It may
+    /// stay when the last entries are over or removed, so a page without entries is the end. `None`: the log is empty.
     pub last: Option<Place>,
 }
 
@@ -273,7 +274,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`EngineDown`].
     fn cursors(&self, of: Log) -> BoxFuture<Result<Vec<(String, Place)>, EngineDown>>;
 
-    /// Moves a cursor forward, and never back within its epoch, and keeps it this long. Returns where it stands then.
+    /// Moves a cursor forward, and never back within its epoch, and keeps it this long. Returns where it stands then. A place
+    /// of epoch 0, which no store has, only makes a cursor where there is none, and moves no other one.
     /// The names of readers have at most [`READER_BYTES_MAX`] bytes.
     ///
     /// # Errors

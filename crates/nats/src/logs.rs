@@ -110,7 +110,9 @@ pub(crate) async fn advance(
         let before = streams.last(Kind::Cursors, identity.token(), &rest).await.map_err(|_| EngineDown)?;
         let after = before.as_ref().map_or(0, |got| got.sequence);
         let before = before.as_ref().and_then(cursor_of);
-        let stands = before.filter(|before| before.epoch == to.epoch && to.sequence < before.sequence).unwrap_or(to);
+        let stands = before
+            .filter(|before| to.epoch == 0 || before.epoch == to.epoch && to.sequence < before.sequence)
+            .unwrap_or(to);
         // Also where it stays: it is kept for longer from now on.
         let write = Write::after(after, keep);
         match streams.put(Kind::Cursors, identity.token(), &rest, write, cursor_bytes(stands)).await {

@@ -302,8 +302,9 @@ impl<'t> Change<'t> {
             None => self.bytes += size_of(reader.len()),
         }
 
-        let stood = before
-            .filter(|(epoch, sequence, until)| self.now < *until && *epoch == to.epoch && to.sequence < *sequence);
+        // Epoch 0 only makes one.
+        let is_behind = |epoch: u64, sequence: u64| to.epoch == 0 || epoch == to.epoch && to.sequence < sequence;
+        let stood = before.filter(|(epoch, sequence, until)| self.now < *until && is_behind(*epoch, *sequence));
         let stands = stood.map_or(to, |(epoch, sequence, _)| Place { epoch, sequence });
         let until = later(self.now, keep);
         self.cursors.insert((log, reader), (stands.epoch, stands.sequence, until))?;

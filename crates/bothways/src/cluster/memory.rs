@@ -463,8 +463,9 @@ impl Store for MemoryEngine {
                 state.bytes += reader.len() + OVERHEAD;
             }
             let before = before.filter(|(_, until)| now < *until).map(|(place, _)| place);
-            let stands =
-                before.filter(|before| before.epoch == to.epoch && to.sequence < before.sequence).unwrap_or(to);
+            let stands = before
+                .filter(|before| to.epoch == 0 || before.epoch == to.epoch && to.sequence < before.sequence)
+                .unwrap_or(to);
             state.cursors.entry(of).or_default().insert(reader, (stands, until));
             Ok(stands)
         });

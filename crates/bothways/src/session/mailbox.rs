@@ -32,6 +32,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
@@ -67,6 +68,10 @@ pub(super) const DEFAULT_DEVICE: &str = "default";
 /// Sessions that look into their mailboxes at the same time, when all of them have to.
 #[cfg(feature = "cluster")]
 const LOOK_AT_ONCE: usize = 64;
+
+/// How long the next ones wait for these at most.
+#[cfg(feature = "cluster")]
+const LOOK_WAIT: Duration = Duration::from_secs(10);
 
 /// Bounds and times of durable pushes.
 ///
@@ -244,13 +249,16 @@ impl Mailboxes {
             return Err(NotDurable::User.into());
         }
         let runtime = self.runtimes.near().or_else(|| self.runtimes.any()).ok_or(NotDurable::NoRuntime)?;
-        let bytes = Letter::of(push).to_bytes()?;
+        let letter = Letter::of(push);
         let mut seen = HashSet::new();
         let users: Vec<Arc<str>> =
             users.iter().filter(|user| seen.insert(*user)).map(|user| (&**user).into()).collect();
 
+        // Before the lock: each user's is a letter of its own.
+        let letters = users.iter().map(|_| letter.to_another().to_bytes()).collect::<Result<Vec<_>, _>>()?;
+
         let mut outgoing = self.outgoing.lock();
-        let all = bytes.len().saturating_mul(users.len());
+        let all: usize = letters.iter().map(Bytes::len).sum();
         if WAITING_MAX < outgoing.count + users.len() || WAITING_BYTES_MAX < outgoing.bytes.saturating_add(all) {
             let (frames, bytes) = (outgoing.count, outgoing.bytes);
             return Err(PushError::Full { frames, bytes, setting: None });
@@ -267,8 +275,8 @@ impl Mailboxes {
         let state = PostingState { left: users.len(), kept: Vec::new(), failed: Vec::new(), storing: Some(storing) };
         let posting = Arc::new(Posting { receipt: receipt.clone(), state: Mutex::new(state) });
         let mut new = Vec::new();
-        for user in users {
-            let mut entry = NewEntry::new(bytes.clone()).with_time_to_live(ttl);
+        for (user, bytes) in users.into_iter().zip(letters) {
+            let mut entry = NewEntry::new(bytes).with_time_to_live(ttl);
             entry.key = push.key.as_ref().map(|(key, _)| key.to_string());
             let posted = Posted { entry, posting: Arc::clone(&posting) };
             match outgoing.lanes.get_mut(&user) {
@@ -373,9 +381,20 @@ impl Mailboxes {
             let Some(sessions) = registry.part(part) else { return };
             for some in sessions.chunks(LOOK_AT_ONCE) {
                 let some = some.iter().filter(|session| session.is_resumable() && session.user().is_some());
-                some.for_each(|session| self.wake(session, None, None));
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                let woken: Vec<SessionId> =
+                    some.inspect(|session| self.wake(session, None, None)).map(Session::id).collect();
+                self.looked(&woken).await;
             }
+        }
+    }
+
+    /// Waits until these have asked the store, or it does not answer them.
+    #[cfg(feature = "cluster")]
+    async fn looked(&self, sessions: &[SessionId]) {
+        let until = crate::clock::after(LOOK_WAIT);
+        let looks = |id: &SessionId| self.readers.lock().get(id).is_some_and(|reader| !reader.has_looked());
+        while sessions.iter().any(looks) && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 

@@ -260,6 +260,9 @@ async fn a_log_is_trimmed_and_one_entry_removed(bed: StoreBed) {
     assert_eq!(one.remove(log.clone(), places[3]).await, Ok(true));
     assert_eq!(one.remove(log.clone(), places[3]).await, Ok(false));
     assert_eq!(left().await, [places[2], places[4], places[5]]);
+    assert_eq!(one.remove(log.clone(), places[5]).await, Ok(true));
+    let after_last = one.read(log.clone(), places[4].sequence, 10).await.expect("the store works");
+    assert!(after_last.entries.is_empty(), "a page without entries is the end, wherever the last one was");
     let again = one.append(log.clone(), entry(1).with_time_to_live(SOON * 12)).await.expect("it is known");
     assert!(again.repeated, "what is forgotten leaves its key");
     assert_eq!(one.trim(log.clone(), places[5]).await, Ok(()));
@@ -304,6 +307,8 @@ async fn a_cursor_goes_forward_only(bed: StoreBed) {
     assert_eq!(one.cursor(log.clone(), name()).await, Ok(Some(at(9))));
     let anew = Place { epoch: 8, sequence: 1 };
     assert_eq!(one.advance(log.clone(), name(), anew, keep).await, Ok(anew), "another epoch begins anew");
+    let none = Place { epoch: 0, sequence: 0 };
+    assert_eq!(one.advance(log.clone(), name(), none, keep).await, Ok(anew), "epoch 0 only makes one");
     // A client names its device: any text.
     let laptop = "a laptop.*>\u{e4}".to_owned();
     assert_eq!(one.cursor(log.clone(), laptop.clone()).await, Ok(None));

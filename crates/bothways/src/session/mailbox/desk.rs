@@ -77,11 +77,11 @@ impl LetterView {
         match Letter::of_bytes(bytes) {
             Some(letter) => Self {
                 place,
-                service_path: letter.path,
-                service_method: letter.method,
+                service_path: letter.path.clone(),
+                service_method: letter.method.clone(),
                 bytes: letter.payload.len(),
                 at_ms: letter.at_ms,
-                key: letter.key,
+                key: letter.given_key(),
             },
             None => Self {
                 place,

@@ -10,10 +10,10 @@ use super::super::push::{Priority, Push};
 use crate::{
     codec::{Encode, Payload},
     error::PushError,
-    store::Place,
 };
 
-/// With what the idempotency key begins of a letter that has none of its own: its place follows.
+/// With what the idempotency key begins of a letter that the application gave none. A random number follows, and no place: a
+/// store that lost its last entries gives their places again.
 const OWN_KEY: &str = "_bw.m ";
 
 /// A durable push, as a store keeps it.
@@ -39,7 +39,7 @@ impl Letter {
             payload: push.payload.clone(),
             serialize: push.serialize.get(),
             priority: push.priority as u8,
-            key: push.key.as_ref().map(|(key, _)| key.to_string()),
+            key: Some(push.key.as_ref().map_or_else(random_key, |(key, _)| key.to_string())),
             at_ms: now_ms(),
         }
     }
@@ -48,22 +48,26 @@ impl Letter {
         self.encode(SerializeType::MSGPACK).map_err(PushError::Encode)
     }
 
+    /// The same letter to somebody else, whose client may be the same one.
+    pub(super) fn to_another(&self) -> Self {
+        let is_own = self.key.as_ref().is_none_or(|key| key.starts_with(OWN_KEY));
+        let key = if is_own { Some(random_key()) } else { self.key.clone() };
+        Self { key, ..self.clone() }
+    }
+
+    /// The key that the application gave it.
+    pub(super) fn given_key(self) -> Option<String> {
+        self.key.filter(|key| !key.starts_with(OWN_KEY))
+    }
+
     /// `None`: it was not written by this version, or is spoilt.
     pub(super) fn of_bytes(bytes: Bytes) -> Option<Self> {
         Self::decode(SerializeType::MSGPACK, bytes).ok()
     }
 
-    /// These bytes of a letter, with the key under which it was sent from this place: if it is sent again from another one,
-    /// it is known to be the same.
-    pub(super) fn with_key(bytes: Bytes, place: Place) -> Bytes {
-        let Some(letter) = Self::of_bytes(bytes.clone()) else { return bytes };
-        let key = Some(letter.key.unwrap_or_else(|| format!("{OWN_KEY}{place}")));
-        Self { key, ..letter }.to_bytes().unwrap_or(bytes)
-    }
-
     /// The push that a session gets. It has a key in any case: a client that has handled it, and whose server forgot
     /// that, does not handle it again. `None`: it cannot be sent.
-    pub(super) fn open(self, place: Place, limits: &Limits) -> Option<Push> {
+    pub(super) fn open(self, limits: &Limits) -> Option<Push> {
         let metadata = Metadata::from_block(self.metadata, limits).ok()?;
         let mut push = Push::new(&self.path, &self.method, self.payload).metadata(metadata);
         push.serialize = SerializeType::new(self.serialize)?;
@@ -72,9 +76,12 @@ impl Letter {
             1 => Priority::Normal,
             _ => Priority::Bulk,
         };
-        let key = self.key.unwrap_or_else(|| format!("{OWN_KEY}{place}"));
-        push.idempotency_key(&key).ok()
+        push.idempotency_key(&self.key?).ok()
     }
+}
+
+fn random_key() -> String {
+    format!("{OWN_KEY}{:032x}", rand::random::<u128>())
 }
 
 /// A letter that a device could not handle.
@@ -111,21 +118,26 @@ pub(super) fn now_ms() -> u64 {
 mod tests {
     use super::*;
 
-    /// A push comes out of a mailbox as it went in, and always with a key, which names its place if it had none.
+    /// A push comes out of a mailbox as it went in, and always with a key: its own, or one that no other letter has.
     #[test]
     fn a_letter_is_opened_as_it_was_written() {
-        let place = Place { epoch: 7, sequence: 9 };
         let push = Push::of("Mail", "New", &17_u32)
             .expect("a number")
             .metadata(Metadata::new().with("trace", "7"))
             .priority(Priority::High);
         let keyed = push.clone().idempotency_key("key").expect("a key");
-        for (push, key) in [(push, format!("{OWN_KEY}{place}")), (keyed, "key".to_owned())] {
-            let bytes = Letter::of(&push).to_bytes().expect("it can be written");
+        for (push, given) in [(push, None), (keyed, Some("key"))] {
+            let letter = Letter::of(&push);
+            let key = letter.key.clone().expect("each has one");
+            let [again, another] = [Letter::of(&push), letter.to_another()].map(|letter| letter.key);
+            assert_eq!(again.as_ref() == Some(&key) && another.as_ref() == Some(&key), given.is_some());
+            assert_eq!(letter.clone().given_key().as_deref(), given);
+
+            let bytes = letter.to_bytes().expect("it can be written");
             let letter = Letter::of_bytes(bytes.clone()).expect("it was written here");
-            let again = letter.open(place, &Limits::default()).expect("it is one");
+            let opened = letter.open(&Limits::default()).expect("it is one");
             let expected = push.idempotency_key(&key).expect("a key");
-            assert_eq!(format!("{again:?}"), format!("{expected:?}"));
+            assert_eq!(format!("{opened:?}"), format!("{expected:?}"));
 
             let dead = Dead {
                 device: "phone".to_owned(),

@@ -42,9 +42,10 @@ const STORE_AGAIN_MAX: Duration = Duration::from_secs(10);
 /// How long one question to a store may take.
 const STORE_WAIT: Duration = Duration::from_secs(10);
 
-/// A store that rang may not show the letter yet, as a replica that is behind: it is asked so often, and so long apart.
-const BEHIND_TRIES: u32 = 20;
+/// A store that rang may not show the letter yet, as a replica that is behind: it is asked again after this, twice as long each
+/// time and up to [`STORE_AGAIN_MAX`], and so often: for a minute and a half.
 const BEHIND_WAIT: Duration = Duration::from_millis(50);
+const BEHIND_TRIES: u32 = 15;
 
 /// What is handled by all devices is forgotten after so many letters, and when all is read.
 const TRIM_AFTER: usize = 64;
@@ -57,6 +58,8 @@ const ENDED_MAX: usize = 64;
 pub(super) struct Reader {
     /// Somebody rang since it looked last.
     rung: AtomicBool,
+    /// It has asked its store for the first time.
+    has_looked: AtomicBool,
     bell: Notify,
     asked: Mutex<Asked>,
 }
@@ -72,6 +75,11 @@ struct Asked {
 }
 
 impl Reader {
+    #[cfg(feature = "cluster")]
+    pub(super) fn has_looked(&self) -> bool {
+        self.has_looked.load(Ordering::Acquire)
+    }
+
     /// It is to look; a ticket waits for the end of its letter. Returns one whose letter has ended already.
     pub(super) fn ring(&self, place: Option<Place>, ticket: Option<(Stored, Ticket)>) -> Option<(Ticket, Stage)> {
         let mut asked = self.asked.lock();
@@ -262,6 +270,7 @@ impl<'a> Reading<'a> {
                 return self.is_over();
             }
             self.look().await;
+            self.reader.has_looked.store(true, Ordering::Release);
             self.deliver().await;
             self.bury().await;
             self.note_ends();
@@ -392,7 +401,7 @@ impl<'a> Reading<'a> {
         for (place, bytes) in entries {
             let limits = self.mail.registry.upgrade().map(|registry| registry.fan_out.limits().clone());
             let letter = Letter::of_bytes(bytes.clone());
-            let push = letter.zip(limits).and_then(|(letter, limits)| letter.open(place, &limits));
+            let push = letter.zip(limits).and_then(|(letter, limits)| letter.open(&limits));
             if !self.window.take(place.sequence, bytes.len(), InHand { push, bytes }, now) {
                 break;
             }
@@ -414,8 +423,9 @@ impl<'a> Reading<'a> {
             (self.more, self.behind) = (false, 0);
             return true;
         }
+        let wait = BEHIND_WAIT.saturating_mul(1 << self.behind.min(10)).min(STORE_AGAIN_MAX);
         self.behind += 1;
-        self.again = Some(after(BEHIND_WAIT));
+        self.again = Some(after(wait));
         false
     }
 
@@ -484,7 +494,7 @@ impl<'a> Reading<'a> {
                 why,
                 deliveries,
                 at_ms: now_ms(),
-                letter: Letter::with_key(letter.bytes.clone(), place),
+                letter: letter.bytes.clone(),
             };
             let key = format!("{place} {}", self.device);
             let entry = dead
