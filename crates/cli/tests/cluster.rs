@@ -62,6 +62,41 @@ fn a_push_reaches_a_client_of_another_process_and_a_third_one_may_be_killed() {
     }
 }
 
+/// A node is stopped for less than its lease. A push that is made meanwhile is not said to be handled, and comes once at
+/// most; nobody has taken the node for dead, and the next push is handled.
+#[cfg(unix)]
+#[test]
+fn a_node_that_is_stopped_goes_on() {
+    let Some(broker) = Broker::one() else { return };
+    let (one, other) = (node(&broker), node(&broker));
+    let ann = client(&other, "ann");
+    let signal = |name: &str| {
+        let id = other.program.child.id().to_string();
+        let sent = std::process::Command::new("kill").args([name, &id]).status();
+        assert!(sent.expect("there is a `kill`").success());
+    };
+    signal("-STOP");
+    let stopped = Instant::now();
+    let meanwhile = push(&one, "ann", "meanwhile");
+    assert_ne!(meanwhile.code, Some(0), "nobody can have handled it: {meanwhile:?}");
+    signal("-CONT");
+    assert!(stopped.elapsed() < Duration::from_secs(15), "its lease has not ended");
+
+    let back = Instant::now();
+    while push(&one, "ann", "after").code != Some(0) {
+        assert!(back.elapsed() < Duration::from_secs(40), "it is back");
+    }
+    let mut came = 0;
+    loop {
+        let line = ann.out.next();
+        came += usize::from(line.contains("meanwhile"));
+        if line.contains("after") {
+            break;
+        }
+    }
+    assert!(came <= 1, "it came {came} times");
+}
+
 /// The broker is killed: a push to a client of the same node is handled all the same. It is back: the others are, too.
 #[test]
 fn without_the_broker_a_node_serves_its_own_clients() {
