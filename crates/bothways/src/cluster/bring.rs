@@ -22,6 +22,7 @@ use crate::{
     connection::Connection,
     reply::BoxFuture,
     session::{Known, RETRY_LATE, SessionId, SessionImage, hash_of},
+    store::Place,
 };
 
 /// How long a client waits for its session to come here, before it is to come again.
@@ -146,6 +147,11 @@ impl Node {
                 }
                 Step::Install { term, revision, image } => {
                     self.install(id, term, revision, &image, wanted.attempt);
+                    if let Some(parked) = seen.written.as_ref().and_then(|written| written.parked) {
+                        // Its time would end by itself.
+                        let place = Place { epoch: parked.epoch, sequence: parked.last };
+                        let _ = self.engine().trim(Log::Parked(id), place).await;
+                    }
                     return None;
                 }
                 Step::End(end) => {

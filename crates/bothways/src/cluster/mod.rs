@@ -16,6 +16,7 @@
 //! | `claim.rs` | who has a session whose client comes to another node; no I/O, no clock |
 //! | `bring.rs` | brings a session here whose client has come: claims at work |
 //! | `moves.rs` | the sessions of a node in the register, and those that leave it or came lately |
+//! | `park.rs` | leaves sessions in the store whose node stops |
 //! | `record.rs`, `snapshot.rs` | what the register has of a session, and a session as bytes |
 //! | `mail.rs` | what nodes write to each other |
 //! | `worlds.rs`, `worlds/` | searches all that can happen to these machines |
@@ -36,6 +37,7 @@ pub mod memory;
 mod moves;
 mod node;
 mod options;
+mod park;
 mod record;
 mod remote;
 mod snapshot;

@@ -77,6 +77,8 @@ pub(super) struct Moves {
     left: AtomicUsize,
     /// The greatest number of a push of each node that came here.
     seen: Mutex<Cuts>,
+    /// Sessions that have gone on elsewhere.
+    departed: AtomicUsize,
     pub(super) places: Semaphore,
 }
 
@@ -209,6 +211,7 @@ impl Moves {
             due: Notify::new(),
             left: AtomicUsize::new(0),
             seen: Mutex::default(),
+            departed: AtomicUsize::new(0),
             places: Semaphore::new(SIDE_BY_SIDE),
         }
     }
@@ -280,6 +283,39 @@ impl Moves {
         let mut state = self.state.lock();
         state.owned.remove(&id);
         state.came.remove(&id);
+    }
+
+    /// Its record is written.
+    pub(super) fn has_record(&self, id: SessionId) -> bool {
+        self.state.lock().owned.contains_key(&id)
+    }
+
+    /// A session goes into the store: nobody else gets it by its image meanwhile. Returns what is to be written, and on
+    /// which revision.
+    pub(super) fn freeze_own(&self, id: SessionId, me: NodeId, certain: bool) -> Option<(Record, Revision)> {
+        let mut state = self.state.lock();
+        let owning = state.owned.get_mut(&id).filter(|owning| owning.owned.is_live() && !owning.is_stale)?;
+        let attempt = owning.owned.last_try().saturating_add(1);
+        match owning.owned.give(attempt, certain) {
+            Given::Image { revision, .. } => Some((owning.owned.record(me, rand::random()), revision)),
+            _ => None,
+        }
+    }
+
+    /// It stays after all.
+    pub(super) fn unfreeze(&self, id: SessionId) {
+        if let Some(owning) = self.state.lock().owned.get_mut(&id) {
+            owning.owned.not_given();
+        }
+    }
+
+    /// Sessions that go on elsewhere are counted anew.
+    pub(super) fn count_departed(&self) {
+        self.departed.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn departed(&self) -> usize {
+        self.departed.load(Ordering::Relaxed)
     }
 
     fn count_left(&self, state: &State) {
@@ -499,6 +535,7 @@ impl Node {
         };
         self.moves.wake();
         let Some(departed) = departed else { return };
+        self.moves.departed.fetch_add(1, Ordering::Relaxed);
         for (number, relay) in numbers.into_iter().zip(departed.relays) {
             self.relay(number, to, relay);
         }
@@ -720,7 +757,7 @@ impl Node {
     }
 
     /// A node has claimed a session that was given to it: it has it in a moment.
-    async fn depart_when_there(self: &Arc<Self>, id: SessionId, to: NodeId) {
+    pub(super) async fn depart_when_there(self: &Arc<Self>, id: SessionId, to: NodeId) {
         let (deadline, mut cuts_there) = (Instant::now() + TAKEN_MAX, None);
         while Instant::now() < deadline && self.others().contains(&to) {
             match self.ask_move(to, &Asked::Came { id }).await {
@@ -754,7 +791,7 @@ impl Node {
     }
 
     /// Writes the record of one session, or forgets it.
-    async fn keep_record(self: Arc<Self>, id: SessionId) {
+    pub(super) async fn keep_record(self: Arc<Self>, id: SessionId) {
         let Some(sessions) = self.registry() else { return };
         let Some(me) = self.me() else { return self.moves.later(id, RETRY) };
         let known = sessions.known(id);

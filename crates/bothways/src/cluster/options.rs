@@ -26,6 +26,7 @@ pub struct Cluster {
     pub(super) address: Option<String>,
     pub(super) lease: Duration,
     pub(super) pushes_max: usize,
+    pub(super) park_bytes_max: usize,
     pub(super) calls: CallBounds,
 }
 
@@ -49,7 +50,14 @@ impl Cluster {
     /// All servers whose engines are of one cluster.
     pub fn new<E: Engine>(engine: Arc<E>) -> Self {
         let calls = CallBounds { calls: 16 << 10, bytes: 64 << 20 };
-        Self { engine, address: None, lease: Duration::from_secs(15), pushes_max: 128 << 10, calls }
+        Self {
+            engine,
+            address: None,
+            lease: Duration::from_secs(15),
+            pushes_max: 128 << 10,
+            park_bytes_max: 256 << 20,
+            calls,
+        }
     }
 
     /// Where clients reach this server, as the other nodes may tell them. Default: nothing is told.
@@ -71,6 +79,14 @@ impl Cluster {
     /// goes beyond is [unreached](crate::Receipt::unreached). Default 131,072.
     pub fn pushes_max(mut self, pushes: usize) -> Self {
         self.pushes_max = pushes;
+        self
+    }
+
+    /// Most bytes of sessions that a server leaves in the store when it stops, so that their clients find them at other
+    /// nodes. Those for which there is no room end with the server, and count as
+    /// [left](crate::ShutdownReport::sessions_left). Default 256 MiB; 0 parks none.
+    pub fn park_bytes_max(mut self, bytes: usize) -> Self {
+        self.park_bytes_max = bytes;
         self
     }
 

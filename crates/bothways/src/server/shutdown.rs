@@ -53,6 +53,10 @@ pub struct ShutdownReport {
     /// Requests whose handlers still ran at the deadline, and calls to clients without a reply by then: their callers
     /// got no reply.
     pub calls_unfinished: usize,
+    /// Sessions that went on at other nodes of the cluster meanwhile.
+    pub sessions_handed_over: usize,
+    /// Sessions that wait in the store of the cluster, where their clients find them from any node.
+    pub sessions_parked: usize,
     /// Sessions that ended with the server although their clients might have come back to them.
     pub sessions_left: usize,
     /// Pushes that these sessions had not seen handled, or not even sent: the receipts of those that were sent say
@@ -267,6 +271,10 @@ async fn begin(shared: &Shared, deadline: Instant) {
     // Those who leave now are not told of each other.
     shared.sessions.hub.be_quiet();
     shared.stop_listening();
+    #[cfg(feature = "cluster")]
+    if let Some(node) = shared.node.get() {
+        node.begin_leaving();
+    }
     let (connections, draining) = (shared.connections.lock().len(), shared.draining.load(Ordering::Acquire));
     tracing::info!(connections, draining, "the server begins to stop");
 
@@ -332,6 +340,11 @@ async fn end_rest(shared: &Shared, left: &[Connection], mut report: ShutdownRepo
     }
     #[cfg(feature = "ws")]
     shared.fronts.end();
+    #[cfg(feature = "cluster")]
+    if let Some(node) = shared.node.get() {
+        let parking = node.park_all().await;
+        (report.sessions_handed_over, report.sessions_parked) = (parking.handed_over, parking.parked);
+    }
     (report.sessions_left, report.pushes_unhandled) = shared.sessions.end_all("with its server").await;
     if let Some(door) = &shared.door {
         door.close();

@@ -188,6 +188,17 @@ impl Registry {
         Some(departed)
     }
 
+    /// A session that was given away is in the store: nobody hears here what becomes of its pushes.
+    pub(crate) fn let_go(&self, id: SessionId) {
+        let departed = {
+            let _alone = self.gate.write();
+            self.depart(id, &mut || 0)
+        };
+        for (_, mut relay, _) in departed.into_iter().flat_map(|departed| departed.late) {
+            relay.follow(&Counts::NONE);
+        }
+    }
+
     /// Takes in a session that comes from another node. `listens`: that one still hears what becomes of its pushes, by
     /// what `follows` makes for each number. `None`: it is none, or is here already.
     pub(crate) fn take_in(

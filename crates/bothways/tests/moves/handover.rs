@@ -4,7 +4,7 @@ use bothways::{Class, Push, Stage, Target, cluster::memory::MemoryBroker, testin
 
 use crate::{
     support::{next, nodes, nothing, until},
-    ways::{goes_to, moves_to, session_of, settle},
+    ways::{goes_to, is_there, moves_to, session_of, settle},
 };
 
 /// What was pushed while the client was away, and what it had not handled, comes at the other node: in order, once; and
@@ -100,7 +100,7 @@ fn pushes_go_on_while_a_session_moves() {
                     expected += 1;
                 }
                 tokio::time::sleep(std::time::Duration::from_millis(7)).await;
-                if session_of_connected(node, id) {
+                if is_there(node, id) {
                     break;
                 }
             }
@@ -120,11 +120,6 @@ fn pushes_go_on_while_a_session_moves() {
             assert_eq!((outcomes.targets(), outcomes.at(Stage::Handled)), (1, 1), "{receipt:?}");
         }
     });
-}
-
-fn session_of_connected(node: &crate::support::Node, id: bothways::session::SessionId) -> bool {
-    let found = node.server().sessions(&Target::session(id)).expect("no topic");
-    found.first().is_some_and(|session| session.connection().is_some())
 }
 
 /// What a push says of itself goes along: its class, its key, its time to live.

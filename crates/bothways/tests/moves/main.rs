@@ -1,7 +1,9 @@
 //! Sessions that go on at another node, over the engine in memory. A binary of its own, as it needs features.
 
 mod handover;
+mod leaving;
 #[path = "../cluster/support.rs"]
 #[allow(dead_code, reason = "others use the rest")]
 mod support;
+mod trouble;
 mod ways;

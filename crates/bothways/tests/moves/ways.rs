@@ -38,3 +38,9 @@ pub(crate) async fn moves_to(client: &TestClient, user: &str, node: &Node, id: S
     assert_eq!(session_of(node.server(), user), Some(id));
     client.welcomed().await;
 }
+
+/// True if the client has this session there.
+pub(crate) fn is_there(node: &Node, id: SessionId) -> bool {
+    let found = node.server().sessions(&Target::session(id)).expect("no topic");
+    found.first().is_some_and(|session| session.connection().is_some())
+}

@@ -1,0 +1,145 @@
+//! Sessions whose node leaves, and whose clients have not come to another one yet: they wait in the store.
+//!
+//! The parts come first and the compare-and-set second, as everywhere: a record that says "parked" names parts that are
+//! there. A client that comes to another node at this moment has its session by one of the two, and by one only.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use super::{
+    engine::{Log, NodeId},
+    moves::WriteError,
+    node::Node,
+    record::{Parked, Written},
+    snapshot,
+};
+use crate::{
+    session::{Registry, SessionId},
+    store::NewEntry,
+};
+
+/// Sessions that are parked side by side.
+const SIDE_BY_SIDE: usize = 64;
+/// How long one of them may take, and all of them.
+const PARK_MAX: Duration = Duration::from_secs(5);
+/// See [`PARK_MAX`].
+const ALL_MAX: Duration = Duration::from_secs(30);
+
+/// What became of the sessions of a node that left.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Parking {
+    /// They went on at other nodes since the server began to stop.
+    pub(crate) handed_over: usize,
+    /// They wait in the store.
+    pub(crate) parked: usize,
+}
+
+/// How one session was parked.
+enum Put {
+    Parked,
+    /// Another node has it.
+    Gone(NodeId),
+    /// It stays, and ends with its server.
+    Left,
+}
+
+impl Node {
+    /// The server begins to stop: sessions that go on elsewhere count from here on.
+    pub(crate) fn begin_leaving(&self) {
+        self.moves.count_departed();
+    }
+
+    /// Leaves the sessions whose clients may come back in the store, where every node finds them.
+    pub(crate) async fn park_all(self: &Arc<Self>) -> Parking {
+        let Some(sessions) = self.registry() else { return Parking::default() };
+        let (places, bytes) = (Arc::new(Semaphore::new(SIDE_BY_SIDE)), Arc::new(AtomicUsize::new(0)));
+        let (deadline, mut parking) = (Instant::now() + ALL_MAX, JoinSet::new());
+        for id in sessions.resumable() {
+            let (node, sessions) = (Arc::clone(self), Arc::clone(&sessions));
+            let (places, bytes) = (Arc::clone(&places), Arc::clone(&bytes));
+            parking.spawn(async move {
+                let Ok(_place) = places.acquire().await else { return false };
+                if deadline <= Instant::now() {
+                    return false;
+                }
+                match node.park(&sessions, id, &bytes).await {
+                    Put::Parked => true,
+                    Put::Gone(to) => {
+                        node.depart_when_there(id, to).await;
+                        false
+                    }
+                    Put::Left => false,
+                }
+            });
+        }
+        let mut parked = 0;
+        while let Some(put) = parking.join_next().await {
+            parked += usize::from(put.unwrap_or(false));
+        }
+        Parking { handed_over: self.moves.departed(), parked }
+    }
+
+    async fn park(self: &Arc<Self>, sessions: &Arc<Registry>, id: SessionId, bytes: &AtomicUsize) -> Put {
+        if !self.moves.has_record(id) {
+            // It began this moment.
+            let _ = timeout(PARK_MAX, Arc::clone(self).keep_record(id)).await;
+        }
+        let (Some(me), Some(known)) = (self.me(), sessions.known(id)) else { return Put::Left };
+        let Some((record, was)) = self.moves.freeze_own(id, me, self.is_certain()) else { return Put::Left };
+        // Nobody hears of its pushes from here on.
+        let Some(image) = sessions.give(id, &known.hash, &mut || 0) else { return self.unpark_own(sessions, id) };
+        let left = Duration::from_millis(image.left.max(1));
+        let part_bytes = snapshot::part_bytes(self.engine().limits().message_bytes_max);
+        let Some(parts) = snapshot::write(&image, part_bytes) else { return self.unpark_own(sessions, id) };
+
+        let size: usize = parts.iter().map(bytes::Bytes::len).sum();
+        if self.options.park_bytes_max < bytes.fetch_add(size, Ordering::Relaxed) + size {
+            bytes.fetch_sub(size, Ordering::Relaxed);
+            return self.unpark_own(sessions, id);
+        }
+        let (count, mut places) = (parts.len() as u32, Vec::new());
+        for part in parts {
+            let entry = NewEntry::new(part).with_time_to_live(left);
+            match timeout(PARK_MAX, self.engine().append(Log::Parked(id), entry)).await {
+                Ok(Ok(stored)) => places.push(stored.place),
+                Ok(Err(_)) | Err(_) => return self.unpark_own(sessions, id),
+            }
+        }
+        let (Some(first), Some(last)) = (places.first(), places.last()) else { return self.unpark_own(sessions, id) };
+        let parked = Parked { epoch: first.epoch, first: first.sequence, last: last.sequence, parts: count };
+        let mut written = Written::new(&record, &known);
+        written.parked = Some(parked);
+        match timeout(PARK_MAX, self.write(id, Some(was), &written)).await {
+            Ok(Ok(_)) => {
+                self.moves.disown(id);
+                sessions.let_go(id);
+                Put::Parked
+            }
+            Ok(Err(WriteError::Lost(Some((other, _))))) => Put::Gone(other.record().owner),
+            // Perhaps it was written: then it is in the store, and ends here without a word of what it was owed.
+            Ok(Err(_)) | Err(_) => {
+                self.moves.disown(id);
+                sessions.let_go(id);
+                Put::Left
+            }
+        }
+    }
+
+    /// It cannot be parked.
+    fn unpark_own(&self, sessions: &Registry, id: SessionId) -> Put {
+        self.moves.unfreeze(id);
+        sessions.take_back(id);
+        Put::Left
+    }
+}
