@@ -148,6 +148,8 @@ pub mod keys {
     pub const TOPIC_EPOCH: &str = "_bw.te";
     /// Metadata of a push of a topic with history: its offset within the epoch, decimal.
     pub const TOPIC_OFFSET: &str = "_bw.to";
+    /// Metadata of a push of a topic whose offsets do not count by one: the offset of the message before it, decimal.
+    pub const TOPIC_PREVIOUS: &str = "_bw.tp";
     /// Metadata of a push: its idempotency key. A client hands on one of several that have the same.
     pub const IDEMPOTENCY_KEY: &str = "_bw.ik";
     /// The method by which a server says that it is about to close the connection. A oneway request.

@@ -143,11 +143,11 @@ impl Subscription {
     }
 
     /// A message came. What is missing before it is remembered.
-    fn note_message(&mut self, position: Position) {
+    fn note_message(&mut self, position: Position, previous: u64) {
         let before = self.position.filter(|noted| noted.epoch == position.epoch);
         self.note(position);
         let Some(before) = before else { return };
-        self.holes.note(before.offset, position.offset);
+        self.holes.note(before.offset, previous, position.offset);
         if self.pending.is_some() {
             self.holes.owe();
         }
@@ -384,29 +384,34 @@ impl Subscriptions {
 
     /// A message came, for the first time.
     pub(super) fn note(&self, metadata: impl FnOnce() -> Metadata) {
-        self.note_if(metadata, |_, _| true);
+        self.note_if(metadata, |_, _, _| true);
     }
 
     /// A message came that nobody keeps for this client. An application could have written its pairs, and what was before
     /// it may still come: it is believed only if it is the next one.
     pub(super) fn note_fired(&self, metadata: impl FnOnce() -> Metadata) {
-        self.note_if(metadata, |before, position| {
-            let next = before.map(|before| (before.epoch, before.offset.saturating_add(1)));
-            next == Some((position.epoch, position.offset))
+        self.note_if(metadata, |before, position, previous| {
+            let before = before.map(|before| (before.epoch, before.offset));
+            before == Some((position.epoch, previous)) && previous < position.offset
         });
     }
 
     /// A message came with these pairs, which count if this says so of where its topic was and where the message stands.
-    fn note_if(&self, metadata: impl FnOnce() -> Metadata, counts: impl FnOnce(Option<Position>, Position) -> bool) {
+    fn note_if(
+        &self,
+        metadata: impl FnOnce() -> Metadata,
+        counts: impl FnOnce(Option<Position>, Position, u64) -> bool,
+    ) {
         if !self.any.load(Ordering::Acquire) {
             return;
         }
         let metadata = metadata();
         if let (Some(topic), Some(position)) = (metadata.get(keys::TOPIC), position(&metadata))
+            && let previous = previous(&metadata, position)
             && let Some(subscription) = self.state.lock().list.get_mut(topic)
-            && counts(subscription.position, position)
+            && counts(subscription.position, position, previous)
         {
-            subscription.note_message(position);
+            subscription.note_message(position, previous);
         }
     }
 
@@ -590,6 +595,13 @@ pub(super) struct ToDo {
 pub(super) fn position(metadata: &Metadata) -> Option<Position> {
     let number = |key| metadata.get(key)?.parse().ok();
     Some(Position { epoch: number(keys::TOPIC_EPOCH)?, offset: number(keys::TOPIC_OFFSET)? })
+}
+
+/// The offset of the message before it: one less, unless it says so itself.
+fn previous(metadata: &Metadata, position: Position) -> u64 {
+    let before = position.offset.saturating_sub(1);
+    let said = metadata.get(keys::TOPIC_PREVIOUS).and_then(|text| text.parse().ok());
+    said.filter(|said| *said <= before).unwrap_or(before)
 }
 
 /// Subscribes by an ordinary call. `part`: what was missed may come in parts, for which the caller asks.

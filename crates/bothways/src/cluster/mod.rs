@@ -11,6 +11,7 @@
 //! | `calls.rs` | calls to clients of other nodes: which are under way; no I/O, no clock |
 //! | `calling.rs` | such calls at work |
 //! | `doorbell.rs` | rings for what other nodes put into mailboxes |
+//! | `topics.rs` | topics whose history the nodes share |
 //! | `ask.rs` | questions that every node answers |
 //! | `view.rs` | what a node shows of itself |
 //! | `claim.rs` | who has a session whose client comes to another node; no I/O, no clock |
@@ -41,6 +42,7 @@ mod park;
 mod record;
 mod remote;
 mod snapshot;
+mod topics;
 mod view;
 #[cfg(test)]
 mod worlds;

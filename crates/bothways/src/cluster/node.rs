@@ -24,6 +24,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{
+    runtime::Handle,
     sync::{Notify, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
@@ -40,6 +41,7 @@ use super::{
     moves::{self, Moves},
     options::Cluster,
     remote::{At, Moved, Origin, Owed, PushNumber},
+    topics::{TopicsOfNode, keep_topics},
     view::{ClusterStats, Home, Load},
 };
 use crate::{
@@ -100,7 +102,10 @@ pub(crate) struct Node {
     said: Notify,
     me: Weak<Self>,
     /// Its tasks end with it.
-    stop: watch::Sender<bool>,
+    pub(super) stop: watch::Sender<bool>,
+    /// That in which it has joined.
+    pub(super) runtime: Handle,
+    pub(super) topics: Arc<TopicsOfNode>,
     told: Told,
 }
 
@@ -191,9 +196,7 @@ impl Node {
         sessions: &Arc<Registry>,
         home: Weak<dyn Home>,
     ) -> Result<Arc<Self>, JoinError> {
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(JoinError::NoRuntime);
-        }
+        let Ok(runtime) = Handle::try_current() else { return Err(JoinError::NoRuntime) };
         let engine = Arc::clone(&options.engine);
         let node = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
@@ -220,11 +223,15 @@ impl Node {
             }),
             said: Notify::new(),
             stop: watch::Sender::new(false),
+            runtime,
+            topics: Arc::new(TopicsOfNode::new()),
             told: Told::default(),
         });
         node.begin_life().await?;
         tokio::spawn(keep_lease(Arc::downgrade(&node), node.stop.subscribe()));
         tokio::spawn(watch_members(Arc::downgrade(&node), node.engine.members(), node.stop.subscribe()));
+        let (mail, register) = (node.engine.mail_state(), node.engine.register_state());
+        tokio::spawn(keep_topics(Arc::downgrade(&node), mail, register, node.stop.subscribe()));
         tokio::spawn(watch_mail(Arc::downgrade(&node), node.engine.mail_state(), node.stop.subscribe()));
         tokio::spawn(moves::keep_records(Arc::downgrade(&node), node.stop.subscribe()));
         Ok(node)
@@ -981,7 +988,7 @@ impl Inbox for Mailbox {
 }
 
 /// Ends when the node does.
-async fn until_stopped(stop: &mut watch::Receiver<bool>) {
+pub(super) async fn until_stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stopped| *stopped).await;
 }
 

@@ -87,6 +87,12 @@ pub struct ClusterStats {
     pub calls_here: usize,
     /// The bytes of their arguments, or of what they ended with.
     pub call_bytes_here: usize,
+    /// Messages of this node that wait for the logs of their topics.
+    pub publishes_waiting: usize,
+    /// Their bytes.
+    pub publish_bytes_waiting: usize,
+    /// Topics with history, and patterns of such, that this node follows.
+    pub patterns_followed: usize,
 }
 
 impl NodeView {
@@ -141,6 +147,8 @@ impl Node {
             stats.waiting_bytes += bytes;
         }
         state.calls.count(&mut stats);
+        drop(state);
+        self.topics.count(&mut stats);
         stats
     }
 }

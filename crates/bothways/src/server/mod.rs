@@ -466,6 +466,10 @@ impl Server {
     /// as by [`Self::push`]; for more, a task of the runtime does it. If the server already keeps its maximum of topics,
     /// the subscribers get the push, and it is not kept.
     ///
+    /// In a cluster, the nodes share the history of a topic: the push goes into its log, and from there to the subscribers of
+    /// all nodes. This returns before that; [`Receipt::stored`] waits for it, and the receipt has the sessions of this
+    /// node.
+    ///
     /// Clients that use topics see the pair `_bw.t` with the topic, and for a topic with history also `_bw.te` and
     /// `_bw.to`, its epoch and offset. Other clients see the push without these pairs.
     ///
@@ -542,6 +546,7 @@ impl Server {
         }
         let me = node.me().unwrap_or(crate::cluster::NodeId(0));
         let _ = self.shared.sessions.beyond.set(Arc::clone(&node) as _);
+        self.shared.sessions.hub.share(Arc::clone(&node) as _);
         node.note_all();
         let _ = self.shared.node.set(node);
         Ok(me)

@@ -94,9 +94,14 @@ async fn subscribe(request: &Request, args: &SubscribeArgs) -> Result<Answer, St
         outcome = registry.hub.authorize(&session, &args.topic) => outcome?,
         _ = request.connection().closed() => return Err(over()),
     }
+    let from = (args.epoch != 0).then_some(Position { epoch: args.epoch, offset: args.offset });
+    #[cfg(feature = "cluster")]
+    tokio::select! {
+        outcome = registry.hub.prepare(&session, &args.topic, from) => outcome?,
+        _ = request.connection().closed() => return Err(over()),
+    }
     // It may be back in its former session by now.
     let session = settled(request).await.ok_or_else(over)?;
-    let from = (args.epoch != 0).then_some(Position { epoch: args.epoch, offset: args.offset });
     let wish = Wish { pattern: &args.topic, from, part: args.part, ordered: args.ordered };
     registry.hub.subscribe_client(&session, wish).map_err(|error| error.to_string())
 }

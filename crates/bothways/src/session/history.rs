@@ -41,6 +41,8 @@ pub(super) struct History<T> {
     epoch: u64,
     /// The offset of the newest message, whether or not it is still kept.
     head: u64,
+    /// Everything behind this offset is kept.
+    floor: u64,
     kept: VecDeque<Kept<T>>,
     bytes: usize,
 }
@@ -48,7 +50,8 @@ pub(super) struct History<T> {
 impl<T> History<T> {
     /// An empty one, whose last message stood here.
     pub(super) fn beginning_at(place: Position, bounds: HistoryBounds) -> Self {
-        Self { bounds, epoch: place.epoch, head: place.offset, kept: VecDeque::new(), bytes: 0 }
+        let Position { epoch, offset } = place;
+        Self { bounds, epoch, head: offset, floor: offset, kept: VecDeque::new(), bytes: 0 }
     }
 
     /// When its oldest message is too old.
@@ -66,10 +69,17 @@ impl<T> History<T> {
         Position { epoch: self.epoch, offset: self.head + 1 }
     }
 
-    /// Keeps a message at [`Self::next_position`]. Answers with what is dropped for it, as [`Self::trim`] does.
+    /// As [`Self::push_at`], at [`Self::next_position`].
+    #[cfg(test)]
     #[must_use]
     pub(super) fn push(&mut self, now: Duration, bytes: usize, item: T) -> Vec<Kept<T>> {
-        self.head += 1;
+        self.push_at(self.head + 1, now, bytes, item)
+    }
+
+    /// Keeps a message at this offset, behind all others. Answers with what is dropped for it, as [`Self::trim`] does.
+    #[must_use]
+    pub(super) fn push_at(&mut self, offset: u64, now: Duration, bytes: usize, item: T) -> Vec<Kept<T>> {
+        self.head = offset;
         self.bytes += bytes;
         self.kept.push_back(Kept { offset: self.head, bytes, at: now, item });
         self.trim(now)
@@ -88,6 +98,7 @@ impl<T> History<T> {
                 break;
             }
             self.bytes -= oldest.bytes;
+            self.floor = oldest.offset;
             dropped.extend(self.kept.pop_front());
         }
         dropped
@@ -96,13 +107,47 @@ impl<T> History<T> {
     /// Everything after this position, oldest first; `None` if not all of it is here any more, or the position is of
     /// another life.
     pub(super) fn after(&self, position: Position) -> Option<impl Iterator<Item = &Kept<T>>> {
-        let first_kept = self.kept.front().map_or(self.head + 1, |kept| kept.offset);
-        let whole = position.epoch == self.epoch
-            && position.offset <= self.head
-            && first_kept <= position.offset.saturating_add(1);
-        // Offsets have no holes.
-        let seen = usize::try_from(position.offset.saturating_add(1).saturating_sub(first_kept)).unwrap_or(usize::MAX);
+        let whole = position.epoch == self.epoch && position.offset <= self.head && self.floor <= position.offset;
+        let seen = self.kept.partition_point(|kept| kept.offset <= position.offset);
         whole.then(|| self.kept.iter().skip(seen))
+    }
+
+    /// Begins anew behind this place. Answers with all that was kept.
+    #[cfg(feature = "cluster")]
+    #[must_use]
+    pub(super) fn begin_at(&mut self, place: Position) -> VecDeque<Kept<T>> {
+        (self.epoch, self.head, self.floor, self.bytes) = (place.epoch, place.offset, place.offset, 0);
+        std::mem::take(&mut self.kept)
+    }
+
+    /// Puts older messages before those that are kept, each with its offset and its bytes, oldest first: nothing is between
+    /// them. Answers with what is dropped.
+    #[cfg(feature = "cluster")]
+    #[must_use]
+    pub(super) fn prepend(
+        &mut self,
+        now: Duration,
+        older: impl DoubleEndedIterator<Item = (u64, usize, T)>,
+    ) -> Vec<Kept<T>> {
+        for (offset, bytes, item) in older.rev() {
+            self.bytes += bytes;
+            // Whether there was one before it is not known.
+            self.floor = offset;
+            self.kept.push_front(Kept { offset, bytes, at: now, item });
+        }
+        self.trim(now)
+    }
+
+    /// The offset of the oldest message that is kept.
+    #[cfg(feature = "cluster")]
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.kept.front().map(|kept| kept.offset)
+    }
+
+    /// Most messages that it keeps.
+    #[cfg(feature = "cluster")]
+    pub(super) fn messages_max(&self) -> usize {
+        self.bounds.messages
     }
 
     /// The newest message, if it is kept.

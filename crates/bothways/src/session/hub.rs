@@ -3,6 +3,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `hub.rs` | publishing, and forgetting what is too old |
+//! | `hub/shared.rs` | topics whose history the nodes of a cluster share |
 //! | `hub/subscribe.rs` | subscribing: what was missed, the place among the subscribers, the end of it |
 //!
 //! Locks, in the order in which they are taken: a topic's turn, the table of what is kept, one topic of it, the tree of
@@ -11,6 +12,8 @@
 //! subscriber subscribes meanwhile has it from the history, or is among the subscribers, and gets each once. Nothing is
 //! written to a socket under any of these.
 
+#[cfg(feature = "cluster")]
+mod shared;
 mod subscribe;
 
 use std::{
@@ -28,14 +31,16 @@ use bothways_proto::keys;
 use parking_lot::{RwLock, RwLockWriteGuard};
 use tokio::time::Instant;
 
+#[cfg(feature = "cluster")]
+pub(crate) use self::shared::{Arrived, SharedHistories, SharedMessage, SharedPage, Step, ToShare};
 pub use self::subscribe::Subscribed;
 pub(crate) use self::subscribe::{Answer, SubscribeArgs, SubscribeReply, Wish};
 use super::{
     Class, Priority, Push, Session,
     claims::Listed,
     fan_out::{Delivered, Delivery, Publishing, SendError},
-    history::History,
-    kept::{Topic, Topics},
+    history::{History, Position},
+    kept::{Kept, Topic, Topics},
     lock::Held as HeldLocks,
     options::SessionOptions,
     presence::Generations,
@@ -71,6 +76,12 @@ pub(crate) struct Hub {
     /// When the log was told last of messages that are not kept, and of changes of presence that are too large.
     unkept_told: Calm,
     pub(super) too_large_told: Calm,
+    /// Where the nodes of a cluster have their histories.
+    #[cfg(feature = "cluster")]
+    shared: std::sync::OnceLock<Arc<dyn SharedHistories>>,
+    /// Stamps that were given to what was there before.
+    #[cfg(feature = "cluster")]
+    older: AtomicU64,
 }
 
 /// What clients may subscribe to.
@@ -123,6 +134,10 @@ impl Hub {
             telling: Arc::default(),
             unkept_told: Calm::default(),
             too_large_told: Calm::default(),
+            #[cfg(feature = "cluster")]
+            shared: std::sync::OnceLock::new(),
+            #[cfg(feature = "cluster")]
+            older: AtomicU64::new(0),
         })
     }
 
@@ -136,6 +151,13 @@ impl Hub {
 
     /// Forgets those of these topics of which nothing is kept, and to which nobody subscribes.
     pub(super) fn forget_unused(&self, topics: impl IntoIterator<Item = Arc<str>>) {
+        #[cfg(feature = "cluster")]
+        let is_subscribed = |topic: &str| match self.shared.get() {
+            None => self.subscriptions.read().count(topic) != 0,
+            // Who subscribes to a pattern follows the chain of each of its topics.
+            Some(_) => self.has_subscribers(topic),
+        };
+        #[cfg(not(feature = "cluster"))]
         let is_subscribed = |topic: &str| self.subscriptions.read().count(topic) != 0;
         self.topics.forget_unused(self.now(), topics, is_subscribed);
     }
@@ -231,6 +253,15 @@ impl Hub {
             return self.publish_unkept(topic, push, positioned, receipt, delivered);
         };
 
+        #[cfg(feature = "cluster")]
+        if let Some(shared) = self.shared.get() {
+            // What is too large is told at once.
+            self.fan_out.encode(&positioned)?;
+            let push = in_order(push, topic, options.latest_only);
+            let kept_for = options.history.as_ref().and_then(|history| history.time_to_live);
+            return Arc::clone(shared).publish(ToShare { topic, push: &push, kept_for }, receipt);
+        }
+
         let topic = match self.topics.keep(topic, options, None) {
             Ok(topic) => topic,
             Err(error) => {
@@ -271,10 +302,27 @@ impl Hub {
         topic: &Topic,
         options: &TopicOptions,
         push: &Push,
+        positioned: Push,
+        receipt: &Receipt,
+        delivered: Delivered,
+    ) -> Result<(), SendError> {
+        let next = |kept: &mut Kept| Some((kept.history.as_ref()?.next_position(), None));
+        self.enter(topic, options, push, positioned, receipt, delivered, next).map(|_| ())
+    }
+
+    /// Keeps a message at the place that this finds, with the offset before it where those do not count by one, and
+    /// delivers it. False: there is no place for it.
+    #[expect(clippy::too_many_arguments, reason = "it is one step of a publish, which has these")]
+    fn enter(
+        &self,
+        topic: &Topic,
+        options: &TopicOptions,
+        push: &Push,
         mut positioned: Push,
         receipt: &Receipt,
         mut delivered: Delivered,
-    ) -> Result<(), SendError> {
+        place: impl FnOnce(&mut Kept) -> Option<(Position, Option<u64>)>,
+    ) -> Result<bool, SendError> {
         let push = in_order(push, &topic.name, options.latest_only);
         positioned.class = push.class.clone();
 
@@ -285,13 +333,16 @@ impl Hub {
         // Others publish after this one; a new subscriber does not wait for all others.
         let turn = topic.turn.lock();
         let mut kept = topic.kept.lock();
+        let Some((position, previous)) = place(&mut kept) else { return Ok(false) };
         let Some(history) = kept.history.as_mut() else {
             unreachable!("what is kept of a topic is as its options say, which never change")
         };
 
-        let position = history.next_position();
         positioned.metadata.insert(keys::TOPIC_EPOCH, position.epoch.to_string());
         positioned.metadata.insert(keys::TOPIC_OFFSET, position.offset.to_string());
+        if let Some(previous) = previous {
+            positioned.metadata.insert(keys::TOPIC_PREVIOUS, previous.to_string());
+        }
         let encoded = self.fan_out.encode(&positioned)?;
         let with_topic = encoded.clone();
         let (subscribers, stamp) = {
@@ -303,7 +354,8 @@ impl Hub {
         let expires = push.time_to_live.map(after);
         let kept_push = options.latest_only.then(|| push.to_keep());
         let bytes = encoded.size() + kept_push.as_ref().map_or(0, Push::size);
-        dropped = history.push(
+        dropped = history.push_at(
+            position.offset,
             self.now(),
             bytes,
             Published { encoded, name: Arc::clone(push.name()), stamp, expires, push: kept_push },
@@ -323,7 +375,8 @@ impl Hub {
         drop(held_locks);
         drop(dropped);
         self.fan_out.write(delivered);
-        Ok(outcome?)
+        outcome?;
+        Ok(true)
     }
 
     /// Forgets what is too old, and who did not come back.

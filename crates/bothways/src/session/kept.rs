@@ -10,7 +10,10 @@ use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, VecDeque, hash_map::Entry},
     hash::{BuildHasher, RandomState},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -62,6 +65,8 @@ pub(super) struct Kept {
     pub(super) roster: Option<Roster>,
     /// Changes of presence that subscribers are still to be told of, oldest first.
     pub(super) untold: Vec<Change>,
+    #[cfg(feature = "cluster")]
+    pub(super) mirror: Mirror,
     /// When it is looked at next, because something is too old by then.
     due: Option<Duration>,
 }
@@ -82,6 +87,18 @@ impl Kept {
     }
 }
 
+/// How far the history here is with that which the nodes share.
+#[cfg(feature = "cluster")]
+#[derive(Debug, Default)]
+pub(super) struct Mirror {
+    /// It has what the log had before this node followed it.
+    pub(super) is_deep: bool,
+    /// The log is being read: what comes meanwhile is read too.
+    pub(super) is_reading: bool,
+    /// There is a message here.
+    pub(super) wanted: Option<Position>,
+}
+
 /// What a topic has when somebody subscribes to it.
 pub(super) enum Held<'a> {
     /// It keeps nothing.
@@ -95,6 +112,8 @@ pub(super) enum Held<'a> {
 pub(super) struct Topics {
     table: RwLock<Table>,
     due: Mutex<BinaryHeap<Due>>,
+    /// Histories are copies of those that the nodes share: where they stand is known by those.
+    is_shared: AtomicBool,
 }
 
 /// A topic, and when it is looked at: the first one first.
@@ -149,7 +168,21 @@ impl Lives {
 
 impl Topics {
     pub(super) fn new() -> Self {
-        Self { table: RwLock::default(), due: Mutex::default() }
+        Self { table: RwLock::default(), due: Mutex::default(), is_shared: AtomicBool::new(false) }
+    }
+
+    /// From here on histories are copies.
+    #[cfg(feature = "cluster")]
+    pub(super) fn share(&self) {
+        self.is_shared.store(true, Ordering::Relaxed);
+    }
+
+    /// A history that begins where the topic stands; where that is not known, at no place.
+    fn history(&self, table: &Table, topic: &str, bounds: &HistoryBounds) -> History<Published> {
+        match self.is_shared.load(Ordering::Relaxed) {
+            false => table.history(topic, bounds),
+            true => History::beginning_at(Position { epoch: 0, offset: 0 }, bounds.clone()),
+        }
     }
 
     pub(super) fn find(&self, topic: &str) -> Option<Arc<Topic>> {
@@ -180,7 +213,7 @@ impl Topics {
 
         match &options.history {
             Some(bounds) if !options.presence => {
-                let history = table.history(topic, bounds);
+                let history = self.history(&table, topic, bounds);
                 Ok(Held::Place(history, table))
             }
             _ => {
@@ -213,7 +246,7 @@ impl Topics {
             table.made_in_all += 1;
         }
 
-        let history = options.history.as_ref().map(|bounds| table.history(name, bounds));
+        let history = options.history.as_ref().map(|bounds| self.history(&table, name, bounds));
         let name: Arc<str> = name.into();
         let topic = Arc::new(Topic {
             name: Arc::clone(&name),
@@ -222,6 +255,8 @@ impl Topics {
                 history,
                 roster: options.presence.then(Roster::default),
                 untold: Vec::new(),
+                #[cfg(feature = "cluster")]
+                mirror: Mirror::default(),
                 due: None,
             }),
             maker,
@@ -252,7 +287,8 @@ impl Topics {
                 table.forget_made(maker);
             }
             let place = topic.kept.lock().history.as_ref().map(History::position);
-            if let Some(place) = place.filter(|place| 0 < place.offset) {
+            let is_shared = self.is_shared.load(Ordering::Relaxed);
+            if let Some(place) = place.filter(|place| 0 < place.offset && !is_shared) {
                 table.places.insert(Arc::clone(&name), (place, now + PLACE_LIFETIME));
                 table.places_by_age.push_back((now + PLACE_LIFETIME, name));
             }

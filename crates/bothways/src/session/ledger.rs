@@ -328,6 +328,12 @@ impl Ledger {
         self.open().miss(stamp);
     }
 
+    /// A message of a topic was not sent to this session, and its client is told that something is missing.
+    #[cfg(feature = "cluster")]
+    pub(super) fn miss_and_tell(&mut self, stamp: u64) {
+        self.open().miss_and_tell(stamp);
+    }
+
     /// These messages of topics were not sent to this session.
     pub(super) fn miss_all(&mut self, unsent: Unsent) {
         if !unsent.is_empty() {

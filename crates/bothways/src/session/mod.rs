@@ -155,7 +155,9 @@ pub(crate) use self::{
     carried::{Carried, Destination, Elsewhere},
     carried_call::{Callable, CarriedCall, CarriedOutcome, FindAsked, FoundEverywhere, Missed, Seen},
     elsewhere::{Counts, Known, Share, Watcher},
+    hub::{Arrived, SharedHistories, SharedMessage, SharedPage, Step, ToShare},
     ledger::EntryImage,
+    receipt::Storing,
     travel::{Relay, SessionImage, hash_of},
 };
 use self::{claims::Listed, endings::Last};

@@ -191,6 +191,18 @@ pub struct Push {
 }
 
 impl Push {
+    /// Its idempotency key.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn key(&self) -> Option<&str> {
+        self.key.as_ref().map(|(key, _)| &**key)
+    }
+
+    /// See [`Self::time_to_live`].
+    #[cfg(feature = "cluster")]
+    pub(crate) fn lives_for(&self) -> Option<Duration> {
+        self.time_to_live
+    }
+
     /// A tracked push of bytes, without a codec, as Go's `SendMessage` sends them. [`Self::of`] is for values.
     pub fn new(service_path: &str, service_method: &str, payload: impl IntoBytes) -> Self {
         Self {

@@ -319,8 +319,8 @@ pub(super) struct Tally {
 enum InLogs {
     /// A topic of this node has it in its history.
     Topic(Position),
-    /// A store has it, or is asked to take it.
-    Store(watch::Receiver<Option<Outcome>>),
+    /// A store has it, or is asked to take it. The flag: as the history of a topic, which the nodes of a cluster share.
+    Store(watch::Receiver<Option<Outcome>>, bool),
 }
 
 type Outcome = Result<Vec<Kept>, StoreError>;
@@ -413,7 +413,7 @@ impl Tally {
 
     /// True if it is not known yet whether a store takes it, which comes before its sessions.
     fn is_storing(&self) -> bool {
-        matches!(self.kept.get(), Some(InLogs::Store(outcome)) if outcome.borrow().is_none())
+        matches!(self.kept.get(), Some(InLogs::Store(outcome, _)) if outcome.borrow().is_none())
     }
 
     #[cfg(feature = "cluster")]
@@ -491,7 +491,7 @@ impl Receipt {
     /// A store is asked to take it, in these logs. Nobody else has the receipt yet.
     pub(crate) fn storing(&self, logs: Vec<Log>) -> Storing {
         let (outcome, told) = watch::channel(None);
-        let _ = self.tally.kept.set(InLogs::Store(told));
+        let _ = self.tally.kept.set(InLogs::Store(told, logs.iter().any(|log| matches!(log, Log::History(_)))));
         Storing { tally: Arc::clone(&self.tally), outcome, logs }
     }
 
@@ -512,7 +512,7 @@ impl Receipt {
     /// # Errors
     /// [`StoreError`]: in at least one log it is not stored, or nobody knows. There nothing was sent.
     pub async fn stored(&self) -> Result<Vec<Kept>, StoreError> {
-        let Some(InLogs::Store(outcome)) = self.tally.kept.get() else { return Ok(Vec::new()) };
+        let Some(InLogs::Store(outcome, _)) = self.tally.kept.get() else { return Ok(Vec::new()) };
         let mut outcome = outcome.clone();
         // Its sender says something before it goes.
         match outcome.wait_for(Option::is_some).await {
@@ -521,11 +521,18 @@ impl Receipt {
         }
     }
 
+    /// True of a message of a topic whose history the nodes of a cluster share: the targets are sessions of this node, and
+    /// those of the others are not counted. They get it from the log.
+    #[cfg(feature = "cluster")]
+    pub fn counts_this_node_only(&self) -> bool {
+        matches!(self.tally.kept.get(), Some(InLogs::Store(_, true)))
+    }
+
     /// True if it is known to be kept somewhere beside its sessions.
     pub(crate) fn is_kept(&self) -> bool {
         match self.tally.kept.get() {
             Some(InLogs::Topic(_)) => true,
-            Some(InLogs::Store(outcome)) => matches!(&*outcome.borrow(), Some(Ok(_))),
+            Some(InLogs::Store(outcome, _)) => matches!(&*outcome.borrow(), Some(Ok(_))),
             None => false,
         }
     }

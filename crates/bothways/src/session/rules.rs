@@ -52,6 +52,8 @@ pub struct TopicOptions {
     pub(super) subscribers_max: Option<usize>,
     pub(super) presence: bool,
     pub(super) access: Access,
+    #[cfg(feature = "cluster")]
+    pub(super) goes_apart: bool,
 }
 
 /// Which clients may subscribe.
@@ -132,6 +134,15 @@ impl TopicOptions {
     /// Each change goes to all subscribers: n who come cost n² messages.
     pub fn presence(mut self, shown: bool) -> Self {
         self.presence = shown;
+        self
+    }
+
+    /// In a cluster, a message that the log of its topic cannot take goes to the subscribers of this node all the same,
+    /// without a position and unkept; [`Receipt::stored`](crate::Receipt::stored) is an error as ever. Default: no, nobody
+    /// gets it.
+    #[cfg(feature = "cluster")]
+    pub fn without_log_to_this_node(mut self, goes: bool) -> Self {
+        self.goes_apart = goes;
         self
     }
 

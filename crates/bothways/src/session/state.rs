@@ -850,6 +850,12 @@ impl State {
         self.ledger.miss(stamp);
     }
 
+    /// Messages of a topic are missing, and nobody has them any more: its client is told.
+    #[cfg(feature = "cluster")]
+    pub(super) fn miss_and_tell(&mut self, stamp: u64) {
+        self.ledger.miss_and_tell(stamp);
+    }
+
     /// Holds a push of this name until it is known which session the client gets. Returns it if that is known.
     pub(super) fn hold(&mut self, mut entry: Entry, name: &Arc<str>) -> Option<Entry> {
         if self.is_given() && entry.class == Class::Fire {

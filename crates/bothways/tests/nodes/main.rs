@@ -5,3 +5,4 @@ mod lists;
 #[path = "../cluster/support.rs"]
 #[allow(dead_code)]
 mod support;
+mod topics;

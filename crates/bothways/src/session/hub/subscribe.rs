@@ -218,7 +218,7 @@ impl Hub {
     }
 
     /// For whom topics count that are made because this session subscribes; nobody if the server itself wants that.
-    fn maker(&self, session: &Session, by_client: bool) -> Option<Owner> {
+    pub(super) fn maker(&self, session: &Session, by_client: bool) -> Option<Owner> {
         if !by_client {
             return None;
         }
@@ -294,7 +294,11 @@ impl Hub {
         let mut subscriptions = self.change_subscriptions();
         let (answer, place) = self.enter_session(session, &mut subscriptions, wish, by_client, history)?;
         match place {
-            Place::New(pattern) => subscriptions.add(&pattern, session.clone()),
+            Place::New(pattern) => {
+                subscriptions.add(&pattern, session.clone());
+                #[cfg(feature = "cluster")]
+                self.follow(&pattern);
+            }
             Place::Known => {}
             Place::None => return Ok((answer, false)),
         }

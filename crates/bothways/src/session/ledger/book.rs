@@ -344,6 +344,12 @@ impl Book {
         self.unsent.miss(stamp);
     }
 
+    #[cfg(feature = "cluster")]
+    pub(super) fn miss_and_tell(&mut self, stamp: u64) {
+        self.unsent.miss(stamp);
+        self.missed += 1;
+    }
+
     pub(super) fn miss_all(&mut self, unsent: Unsent) {
         self.unsent.miss_all(unsent);
     }

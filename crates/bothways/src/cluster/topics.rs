@@ -1,0 +1,628 @@
+//! Topics with history over several nodes, at work: what is published goes into the log of its topic, and comes from there
+//! to each node that follows the topic, live. What is missing between is read from the log.
+//!
+//! ```text
+//!  publish ──► the queue of its topic, one append at a time ──► log ──► followers ──► Hub::arrive ──► subscribers here
+//!                                                                │                        │ something is missing
+//!                                                                └──── read, a page at a time ◄──┘
+//! ```
+//!
+//! Nothing is buffered for a copy that is behind: what it needs is in the log. After each gap of the mail, and of the
+//! store, the ends of all topics followed are compared with their logs.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bothways_proto::{Limits, SerializeType};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{Notify, Semaphore, oneshot, watch},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    engine::{AppendError, BoxFuture, EngineState, Followed, Follower, Following, Log, NewEntry, Place, Stored},
+    node::{Node, until_stopped},
+    view::ClusterStats,
+};
+use crate::{
+    clock::backoff,
+    codec::{Encode, Payload},
+    error::PushError,
+    session::{
+        Arrived, Carried, Destination, Position, Push, Receipt, Registry, SendError, SharedHistories, SharedMessage,
+        SharedPage, Step, Storing, ToShare,
+    },
+    store::{Kept, StoreError},
+};
+
+/// Most publishes of this node that wait for their logs, and most bytes of them.
+const WAITING_MAX: usize = 64 << 10;
+/// See [`WAITING_MAX`].
+const WAITING_BYTES_MAX: usize = 16 << 20;
+/// How long a publish is tried.
+const APPEND_MAX: Duration = Duration::from_secs(10);
+/// How long a message that is stored may take to come back, so that its receipt has the sessions of this node.
+const DELIVERED_WITHIN: Duration = Duration::from_secs(5);
+/// How long a client that subscribes waits for what it may ask for.
+const PREPARE_MAX: Duration = Duration::from_secs(3);
+/// Most messages of one read.
+const PAGE_MAX: usize = 64;
+/// Topics that are read side by side.
+const READERS_MAX: usize = 16;
+/// How often a log is read that does not show what is known to be there.
+const STALE_TRIES: u32 = 8;
+/// Pauses between tries: the first, and the longest.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+/// See [`PAUSE_FIRST`].
+const PAUSE_MOST: Duration = Duration::from_secs(1);
+/// How often it is looked which topics nobody here subscribes to any more.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// Topics that are looked at before others have their turn.
+const AT_ONCE: usize = 256;
+
+/// What a node has of topics.
+pub(super) struct TopicsOfNode {
+    state: Mutex<State>,
+    /// Something is to be followed.
+    wanted: Notify,
+    /// A topic was read.
+    read: Notify,
+    readers: Arc<Semaphore>,
+    /// Names this node in what it appends, for all its lives.
+    publisher: u64,
+}
+
+#[derive(Default)]
+struct State {
+    follows: HashMap<Arc<str>, Option<Following>>,
+    next: u64,
+    /// By number.
+    publishing: HashMap<u64, Publishing>,
+    /// Numbers that wait, by topic: the first one is being appended.
+    queues: HashMap<Arc<str>, VecDeque<(u64, NewEntry)>>,
+    waiting: usize,
+    waiting_bytes: usize,
+}
+
+/// A publish of this node that is not over.
+struct Publishing {
+    topic: Arc<str>,
+    push: Push,
+    receipt: Receipt,
+    storing: Storing,
+    since: Instant,
+    stored: Option<Stored>,
+    /// Where it was seen in the log.
+    seen: Option<Place>,
+    /// The sessions of this node have it.
+    is_delivered: bool,
+}
+
+/// An entry of a log.
+#[derive(Deserialize, Serialize)]
+struct Letter {
+    from: u64,
+    number: u64,
+    carried: Carried,
+}
+
+impl TopicsOfNode {
+    pub(super) fn new() -> Self {
+        Self {
+            state: Mutex::default(),
+            wanted: Notify::new(),
+            read: Notify::new(),
+            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            publisher: rand::random(),
+        }
+    }
+
+    /// The receipt of a publish of this node that is seen in the log.
+    fn seen(&self, number: u64, place: Place) -> Option<Receipt> {
+        let mut state = self.state.lock();
+        let publishing = state.publishing.get_mut(&number)?;
+        publishing.seen = Some(place);
+        (!publishing.is_delivered).then(|| publishing.receipt.clone())
+    }
+
+    /// The sessions of this node have it.
+    fn delivered(&self, number: u64) {
+        if let Some(publishing) = self.state.lock().publishing.get_mut(&number) {
+            publishing.is_delivered = true;
+        }
+    }
+
+    /// It is over, if it is stored and has come back.
+    fn settle(&self, number: u64, has_subscribers: impl FnOnce(&str) -> bool) {
+        let over = {
+            let mut state = self.state.lock();
+            let Some(publishing) = state.publishing.get(&number) else { return };
+            let Some(stored) = publishing.stored else { return };
+            let is_late = DELIVERED_WITHIN <= publishing.since.elapsed();
+            let comes = !publishing.is_delivered && !stored.repeated && !is_late;
+            if comes && has_subscribers(&publishing.topic) {
+                return;
+            }
+            state.publishing.remove(&number)
+        };
+        if let Some(Publishing { topic, storing, stored: Some(stored), .. }) = over {
+            storing.done(Ok(vec![Kept::new(Log::History(topic.to_string()), stored)]));
+        }
+    }
+
+    /// Publishes that are stored, and still have not come back.
+    fn late(&self) -> Vec<u64> {
+        let state = self.state.lock();
+        let late =
+            |publishing: &Publishing| publishing.stored.is_some() && DELIVERED_WITHIN <= publishing.since.elapsed();
+        state.publishing.iter().filter(|(_, publishing)| late(publishing)).map(|(number, _)| *number).collect()
+    }
+
+    pub(super) fn count(&self, stats: &mut ClusterStats) {
+        let state = self.state.lock();
+        (stats.publishes_waiting, stats.publish_bytes_waiting) = (state.waiting, state.waiting_bytes);
+        stats.patterns_followed = state.follows.len();
+    }
+}
+
+/// As clients see it: 53 bits, so that every language's numbers hold it, and never 0.
+fn position(place: Place) -> Position {
+    Position { epoch: (place.epoch >> 11).max(1), offset: place.sequence }
+}
+
+/// Who has written an entry, under which number; and what.
+fn read(bytes: Bytes, limits: &Limits) -> Option<((u64, u64), Push)> {
+    let Letter { from, number, carried } = Letter::decode(SerializeType::MSGPACK, bytes).ok()?;
+    match carried.open(Duration::ZERO, limits)? {
+        (Destination::Topic(_), push) => Some(((from, number), push)),
+        (Destination::Sessions(_), _) => None,
+    }
+}
+
+impl Node {
+    fn message(&self, place: Place, bytes: Bytes, limits: &Limits) -> Option<SharedMessage> {
+        let ((from, number), push) = read(bytes, limits)?;
+        let own = (from == self.topics.publisher).then_some(number);
+        Some(SharedMessage { position: position(place), push, own })
+    }
+
+    /// For what becomes of a message here: that of its publisher, if that is this node.
+    fn receipt_of(&self, sessions: &Registry, message: &SharedMessage, place: Place) -> Receipt {
+        let own = message.own.and_then(|number| self.topics.seen(number, place));
+        own.unwrap_or_else(|| sessions.receipt_of(&message.push))
+    }
+
+    fn settle_publish(&self, sessions: &Registry, number: u64) {
+        self.topics.settle(number, |topic| sessions.hub.has_subscribers(topic));
+    }
+
+    /// A message comes live.
+    fn followed(self: &Arc<Self>, followed: Followed) {
+        let (Some(sessions), Some((place, previous))) = (self.sessions.upgrade(), followed.stored) else { return };
+        let Some(message) = self.message(place, followed.bytes, sessions.limits()) else { return };
+        let receipt = self.receipt_of(&sessions, &message, place);
+        let arrived = sessions.hub.arrive(&followed.topic, &message, previous, &receipt);
+        if arrived == Arrived::Behind {
+            drop(self.spawn_reader(followed.topic.into()));
+        }
+        if let Some(number) = message.own {
+            if arrived == Arrived::Taken {
+                self.topics.delivered(number);
+            }
+            self.settle_publish(&sessions, number);
+        }
+    }
+
+    /// Reads a topic, which nobody else does. Answers with true when its copy is as new as its log, and false if that does
+    /// not answer.
+    fn spawn_reader(self: &Arc<Self>, topic: Arc<str>) -> oneshot::Receiver<bool> {
+        let (node, mut stop) = (Arc::downgrade(self), self.stop.subscribe());
+        let readers = Arc::clone(&self.topics.readers);
+        let (tell, told) = oneshot::channel();
+        self.runtime.spawn(async move {
+            let is_new = tokio::select! {
+                () = until_stopped(&mut stop) => false,
+                is_new = async {
+                    let Ok(_place) = readers.acquire().await else { return false };
+                    read_topic(&node, &topic).await
+                } => is_new,
+            };
+            // Nobody may wait for it.
+            let _ = tell.send(is_new);
+            if let Some(node) = node.upgrade() {
+                node.topics.read.notify_waiters();
+            }
+        });
+        told
+    }
+
+    /// Compares the ends of all topics followed with their logs.
+    async fn compare_all(self: &Arc<Self>) {
+        let Some(sessions) = self.sessions.upgrade() else { return };
+        for (at, topic) in sessions.hub.copies().into_iter().enumerate() {
+            if sessions.hub.has_subscribers(&topic) && sessions.hub.begin_reading(&topic) {
+                drop(self.spawn_reader(topic));
+            }
+            if at % AT_ONCE == AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Follows what is wanted and is not followed.
+    async fn follow_all(self: &Arc<Self>) -> bool {
+        let missing: Vec<Arc<str>> = {
+            let state = self.topics.state.lock();
+            state
+                .follows
+                .iter()
+                .filter(|(_, following)| following.is_none())
+                .map(|(pattern, _)| Arc::clone(pattern))
+                .collect()
+        };
+        let mut following = JoinSet::new();
+        let mut all = true;
+        for pattern in missing {
+            if READERS_MAX <= following.len() {
+                all &= following.join_next().await.is_none_or(|done| done.unwrap_or(false));
+            }
+            let node = Arc::clone(self);
+            following.spawn(async move { node.ensure_follow(&pattern).await });
+        }
+        while let Some(done) = following.join_next().await {
+            all &= done.unwrap_or(false);
+        }
+        all
+    }
+
+    /// True if the pattern is followed.
+    async fn ensure_follow(self: &Arc<Self>, pattern: &Arc<str>) -> bool {
+        if self.topics.state.lock().follows.get(pattern).is_some_and(Option::is_some) {
+            return true;
+        }
+        let follower: Arc<dyn Follower> = Arc::new(Taker { node: Arc::downgrade(self) });
+        let Ok(following) = self.engine.follow(pattern.to_string(), follower).await else { return false };
+        let before = self.topics.state.lock().follows.insert(Arc::clone(pattern), Some(following));
+        // An engine's own: not under the lock.
+        drop(before);
+        true
+    }
+
+    /// Stops to follow what nobody here subscribes to, and forgets the copies of that. `idle`: what was so the last time.
+    async fn sweep_topics(self: &Arc<Self>, idle: &mut HashSet<Arc<str>>) {
+        let Some(sessions) = self.sessions.upgrade() else { return };
+        let patterns: Vec<Arc<str>> = self.topics.state.lock().follows.keys().cloned().collect();
+        let now: HashSet<Arc<str>> =
+            patterns.into_iter().filter(|pattern| !sessions.hub.is_subscribed(pattern)).collect();
+        let ended: Vec<Arc<str>> = now.intersection(idle).cloned().collect();
+        for pattern in &ended {
+            let following = self.topics.state.lock().follows.remove(pattern);
+            drop(following);
+        }
+        *idle = now;
+        for (at, topic) in sessions.hub.copies().into_iter().enumerate() {
+            let is_followed = self.topics.state.lock().follows.contains_key(&topic);
+            if !is_followed {
+                sessions.hub.forget_copy(&topic);
+            }
+            if at % AT_ONCE == AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        for number in self.topics.late() {
+            self.settle_publish(&sessions, number);
+        }
+    }
+
+    /// Appends what waits for one topic, one after another.
+    async fn append_all(self: Arc<Self>, topic: Arc<str>) {
+        loop {
+            let next = {
+                let mut state = self.topics.state.lock();
+                let queue = state.queues.get(&topic);
+                match queue.and_then(|queue| queue.front().cloned()) {
+                    Some(next) => next,
+                    None => {
+                        state.queues.remove(&topic);
+                        return;
+                    }
+                }
+            };
+            let (number, entry) = next;
+            let outcome = self.append(&topic, number, &entry).await;
+
+            let over = {
+                let mut state = self.topics.state.lock();
+                state.waiting -= 1;
+                state.waiting_bytes -= entry.bytes.len();
+                if let Some(queue) = state.queues.get_mut(&topic) {
+                    queue.pop_front();
+                }
+                match outcome {
+                    Ok(stored) => {
+                        if let Some(publishing) = state.publishing.get_mut(&number) {
+                            publishing.stored = Some(stored);
+                        }
+                        None
+                    }
+                    Err(why) => state.publishing.remove(&number).map(|publishing| (publishing, why)),
+                }
+            };
+            let Some(sessions) = self.sessions.upgrade() else { return };
+            match over {
+                None => self.settle_publish(&sessions, number),
+                Some((publishing, why)) => self.fail(&sessions, publishing, why),
+            }
+        }
+    }
+
+    /// Appends one, and again within its time.
+    async fn append(&self, topic: &Arc<str>, number: u64, entry: &NewEntry) -> Result<Stored, AppendError> {
+        let log = Log::History(topic.to_string());
+        let began = self.topics.state.lock().publishing.get(&number).map_or_else(Instant::now, |one| one.since);
+        let (mut tries, mut maybe) = (0, false);
+        loop {
+            let why = match self.engine.append(log.clone(), entry.clone()).await {
+                // The first of them, which was tried before, comes back as a new one does.
+                Ok(stored) => return Ok(Stored { repeated: stored.repeated && !maybe, ..stored }),
+                Err(why @ (AppendError::Full | AppendError::TooLarge)) => return Err(why),
+                Err(why) => why,
+            };
+            maybe |= why == AppendError::Unknown;
+            let seen = || self.topics.state.lock().publishing.get(&number).and_then(|one| one.seen);
+            if APPEND_MAX <= began.elapsed() {
+                // It has come back: so it is stored.
+                if let Some(place) = seen() {
+                    return Ok(Stored::new(place, self.engine.limits().level, false));
+                }
+                return Err(if maybe { AppendError::Unknown } else { why });
+            }
+            sleep(backoff(PAUSE_FIRST, PAUSE_MOST, tries, 1.0)).await;
+            tries += 1;
+        }
+    }
+
+    /// The log has not taken it.
+    fn fail(&self, sessions: &Registry, publishing: Publishing, why: AppendError) {
+        let Publishing { topic, push, receipt, storing, .. } = publishing;
+        if sessions.hub.goes_apart(&topic) {
+            // What they do not get its receipt says.
+            let _ = sessions.hub.publish_apart(&topic, &push, &receipt);
+        }
+        storing.done(Err(StoreError::new(Vec::new(), vec![(Log::History(topic.to_string()), why)])));
+    }
+
+    /// False: nobody can tell whether this node has seen what stands at that position.
+    async fn prepare_topic(self: Arc<Self>, pattern: Arc<str>, from: Option<Position>) -> bool {
+        self.topics.state.lock().follows.entry(Arc::clone(&pattern)).or_default();
+        if !self.ensure_follow(&pattern).await {
+            self.topics.wanted.notify_one();
+        }
+        let Some(sessions) = self.sessions.upgrade() else { return false };
+        loop {
+            let read = self.topics.read.notified();
+            tokio::pin!(read);
+            read.as_mut().enable();
+            // A pattern has no copy of its own.
+            let Some(copy) = sessions.hub.copy(&pattern) else { return true };
+            let is_past = |from: Position| from.epoch == copy.position.epoch && from.offset <= copy.position.offset;
+            if copy.is_deep && from.is_none_or(is_past) {
+                return true;
+            }
+            // The copy is behind, or the client is of another life.
+            if sessions.hub.begin_reading(&pattern) {
+                return self.spawn_reader(pattern).await.unwrap_or(false);
+            }
+            read.await;
+        }
+    }
+}
+
+/// Reads the log of a topic until its copy here is as new as is known.
+async fn read_topic(node: &Weak<Node>, topic: &Arc<str>) -> bool {
+    let (mut tries, mut stale) = (0, 0);
+    loop {
+        let Some(node) = node.upgrade() else { return false };
+        let Some(sessions) = node.sessions.upgrade() else { return false };
+        let Some(copy) = sessions.hub.copy(topic) else { return false };
+        if !copy.is_deep {
+            match load(&node, &sessions, topic).await {
+                true => continue,
+                false if !sessions.hub.has_subscribers(topic) => {
+                    sessions.hub.end_reading(topic);
+                    return false;
+                }
+                false => {
+                    sleep(backoff(PAUSE_FIRST, PAUSE_MOST, tries, 1.0)).await;
+                    tries += 1;
+                    continue;
+                }
+            }
+        }
+
+        let after = sessions.hub.read_after(topic);
+        let step = match node.engine.read(Log::History(topic.to_string()), after, PAGE_MAX).await {
+            Ok(page) => {
+                tries = 0;
+                let places: HashMap<u64, Place> =
+                    page.entries.iter().map(|(place, _)| (place.sequence, *place)).collect();
+                let entries = page.entries.into_iter();
+                let messages =
+                    entries.filter_map(|(place, bytes)| node.message(place, bytes, sessions.limits())).collect();
+                let page = SharedPage { messages, last: page.last.map(position) };
+                let receipt_of = |message: &SharedMessage| match places.get(&message.position.offset) {
+                    Some(place) => node.receipt_of(&sessions, message, *place),
+                    None => sessions.receipt_of(&message.push),
+                };
+                let step = sessions.hub.take_page(topic, &page, &receipt_of);
+                page.messages
+                    .iter()
+                    .filter_map(|message| message.own)
+                    .for_each(|own| node.settle_publish(&sessions, own));
+                step
+            }
+            Err(_) if !sessions.hub.has_subscribers(topic) => {
+                sessions.hub.end_reading(topic);
+                return false;
+            }
+            Err(_) => {
+                sleep(backoff(PAUSE_FIRST, PAUSE_MOST, tries, 1.0)).await;
+                tries += 1;
+                continue;
+            }
+        };
+        match step {
+            Step::Done => return true,
+            Step::More => stale = 0,
+            Step::Stale if stale < STALE_TRIES => {
+                sleep(backoff(PAUSE_FIRST, PAUSE_MOST, stale, 1.0)).await;
+                stale += 1;
+            }
+            Step::Stale => {
+                sessions.hub.give_up_reading(topic);
+                return true;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What the log has before anything comes live: as many of the newest as the copy keeps. False: it does not answer.
+async fn load(node: &Arc<Node>, sessions: &Arc<Registry>, topic: &Arc<str>) -> bool {
+    let (log, most) = (Log::History(topic.to_string()), sessions.hub.messages_max(topic));
+    let (mut messages, mut after, mut last) = (VecDeque::new(), 0, None);
+    loop {
+        let Ok(mut page) = node.engine.read(log.clone(), after, PAGE_MAX).await else { return false };
+        last = page.last.or(last);
+        let Some((newest, _)) = page.entries.last() else { break };
+        after = newest.sequence;
+        let entries = page.entries.drain(..);
+        messages.extend(entries.filter_map(|(place, bytes)| node.message(place, bytes, sessions.limits())));
+        while most < messages.len() {
+            messages.pop_front();
+        }
+        if page.last.is_none_or(|last| last.sequence <= after) {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    // What came behind the last page is of the reading that follows.
+    sessions.hub.load(topic, SharedPage { messages: messages.into(), last: last.map(position) });
+    true
+}
+
+impl SharedHistories for Node {
+    fn publish(self: Arc<Self>, message: ToShare<'_>, receipt: &Receipt) -> Result<(), SendError> {
+        let ToShare { topic, push, kept_for } = message;
+        let topic: Arc<str> = topic.into();
+        let me = self.topics.publisher;
+        let mut state = self.topics.state.lock();
+        state.next += 1;
+        let number = state.next;
+        let letter = Letter { from: me, number, carried: Carried::of_topic(&topic, push) };
+        let bytes = letter.encode(SerializeType::MSGPACK).map_err(PushError::Encode)?;
+        if self.engine.limits().message_bytes_max < bytes.len() {
+            let max = self.engine.limits().message_bytes_max;
+            return Err(PushError::TooLarge(bothways_proto::EncodeError::TooLarge { len: bytes.len(), max }).into());
+        }
+        if WAITING_MAX <= state.waiting || WAITING_BYTES_MAX < state.waiting_bytes + bytes.len() {
+            let (frames, bytes) = (state.waiting, state.waiting_bytes);
+            return Err(PushError::Full { frames, bytes, setting: None }.into());
+        }
+
+        state.waiting += 1;
+        state.waiting_bytes += bytes.len();
+        // It is repeated if nobody knows how an append ended, and stored once.
+        let key = push.key().map_or_else(|| format!("~{me:x}.{number}"), ToOwned::to_owned);
+        let kept_for = [kept_for, push.lives_for()].into_iter().flatten().min();
+        let entry = NewEntry { key: Some(key), time_to_live: kept_for, bytes };
+        let storing = receipt.storing(vec![Log::History(topic.to_string())]);
+        let publishing = Publishing {
+            topic: Arc::clone(&topic),
+            push: push.clone(),
+            receipt: receipt.clone(),
+            storing,
+            since: Instant::now(),
+            stored: None,
+            seen: None,
+            is_delivered: false,
+        };
+        state.publishing.insert(number, publishing);
+        let queue = state.queues.entry(Arc::clone(&topic)).or_default();
+        let is_first = queue.is_empty();
+        queue.push_back((number, entry));
+        drop(state);
+        if is_first {
+            self.runtime.spawn(Arc::clone(&self).append_all(topic));
+        }
+        Ok(())
+    }
+
+    fn follow(self: Arc<Self>, pattern: &str) {
+        let mut state = self.topics.state.lock();
+        if !state.follows.contains_key(pattern) {
+            state.follows.insert(pattern.into(), None);
+            self.topics.wanted.notify_one();
+        }
+    }
+
+    fn prepare(self: Arc<Self>, pattern: Arc<str>, from: Option<Position>) -> BoxFuture<bool> {
+        Box::pin(async move { timeout(PREPARE_MAX, self.prepare_topic(pattern, from)).await.unwrap_or(false) })
+    }
+}
+
+/// What takes messages from the engine.
+struct Taker {
+    node: Weak<Node>,
+}
+
+impl Follower for Taker {
+    fn message(&self, message: Followed) {
+        if let Some(node) = self.node.upgrade() {
+            node.followed(message);
+        }
+    }
+}
+
+/// Follows what is wanted, and after each gap looks what was missed.
+pub(super) async fn keep_topics(
+    node: Weak<Node>,
+    mut mail: watch::Receiver<EngineState>,
+    mut register: watch::Receiver<EngineState>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut seen = (*mail.borrow_and_update(), *register.borrow_and_update());
+    let (mut idle, mut sweep_at) = (HashSet::new(), Instant::now() + SWEEP_EVERY);
+    loop {
+        let retry = {
+            let Some(node) = node.upgrade() else { return };
+            let retry = !node.follow_all().await;
+            let now = (*mail.borrow_and_update(), *register.borrow_and_update());
+            if now != seen && now.0.is_up() && now.1.is_up() {
+                seen = now;
+                node.compare_all().await;
+            }
+            if sweep_at <= Instant::now() {
+                sweep_at = Instant::now() + SWEEP_EVERY;
+                node.sweep_topics(&mut idle).await;
+            }
+            retry
+        };
+        let Some(wanted) = node.upgrade().map(|node| Arc::clone(&node.topics)) else { return };
+        tokio::select! {
+            () = until_stopped(&mut stop) => return,
+            () = wanted.wanted.notified() => {}
+            changed = mail.changed() => if changed.is_err() { return },
+            changed = register.changed() => if changed.is_err() { return },
+            () = sleep(PAUSE_MOST), if retry => {}
+            () = tokio::time::sleep_until(sweep_at) => {}
+        }
+    }
+}
