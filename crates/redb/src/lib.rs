@@ -4,7 +4,7 @@
 //! ([`Level::Synced`](bothways::store::Level::Synced)): it outlives a process that is killed, and a machine that loses its
 //! power if its disk keeps what was synced. Appends that come together share one sync.
 //!
-//! ```ignore
+//! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use bothways::Server;
 //! use bothways_redb::RedbStore;

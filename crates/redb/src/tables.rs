@@ -35,9 +35,14 @@ const SWEPT_FOR_ROOM: usize = 4096;
 /// An entry that stays until others need its place.
 const NEVER: u64 = u64::MAX;
 
+/// Its log, and its sequence.
+type EntryKey<'a> = (&'a [u8], u64);
+/// When it ends, and its bytes.
+type Entry<'a> = (u64, &'a [u8]);
+
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const LOGS: TableDefinition<'_, &[u8], (u64, u64, u64)> = TableDefinition::new("logs");
-const ENTRIES: TableDefinition<'_, (&[u8], u64), (u64, &[u8])> = TableDefinition::new("entries");
+const ENTRIES: TableDefinition<'_, EntryKey<'_>, Entry<'_>> = TableDefinition::new("entries");
 const KEYS: TableDefinition<'_, (&[u8], &str), (u64, u64)> = TableDefinition::new("keys");
 const CURSORS: TableDefinition<'_, (&[u8], &str), (u64, u64, u64)> = TableDefinition::new("cursors");
 const ENDS: TableDefinition<'_, (u64, u8, &[u8], u64, &str), ()> = TableDefinition::new("ends");
@@ -104,7 +109,7 @@ pub(crate) struct Change<'t> {
     bytes: u64,
     meta: Table<'t, &'static str, u64>,
     logs: Table<'t, &'static [u8], (u64, u64, u64)>,
-    entries: Table<'t, (&'static [u8], u64), (u64, &'static [u8])>,
+    entries: Table<'t, EntryKey<'static>, Entry<'static>>,
     keys: Table<'t, (&'static [u8], &'static str), (u64, u64)>,
     cursors: Table<'t, (&'static [u8], &'static str), (u64, u64, u64)>,
     ends: Table<'t, (u64, u8, &'static [u8], u64, &'static str), ()>,

@@ -146,8 +146,7 @@ impl Drop for Registered<'_> {
 pub(super) async fn run(mail: Arc<Mailboxes>, session: Session, reader: Arc<Reader>) {
     let registered = Registered { mail: &mail, session: &session, reader: &reader };
     let mut cursor = None;
-    loop {
-        let Some(user) = session.user().filter(|_| session.is_resumable()) else { break };
+    while let Some(user) = session.user().filter(|_| session.is_resumable()) {
         let mut reading = Reading::new(&mail, &session, &reader, user);
         let is_over = loop {
             if reading.read_all().await {
