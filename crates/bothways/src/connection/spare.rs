@@ -21,6 +21,7 @@ thread_local! {
 
 struct Spare {
     /// The last one was used last.
+    #[expect(clippy::vec_box, reason = "an outbox has it in a box, and so it is not moved")]
     wires: Vec<Box<Wire>>,
     bytes: usize,
 }

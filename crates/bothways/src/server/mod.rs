@@ -463,7 +463,8 @@ impl Server {
     /// the topic has a [history](crate::session::TopicOptions::history).
     ///
     /// When this returns, the push is in the queue of each session. Up to 4,096 sessions are written to before it returns,
-    /// as by [`Self::push`]; for more, a task of the runtime does it. If the server already keeps its maximum of topics,
+    /// as by [`Self::push`]; for more, a task of the runtime does it, a millisecond at a time, so that a topic with a
+    /// million subscribers holds up nobody. Nothing that is sent to one of them later comes before it. If the server already keeps its maximum of topics,
     /// the subscribers get the push, and it is not kept.
     ///
     /// In a cluster, the nodes share the history of a topic: the push goes into its log, and from there to the subscribers of
