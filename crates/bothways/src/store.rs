@@ -268,10 +268,10 @@ pub trait Store: Send + Sync + 'static {
     /// [`EngineDown`].
     fn cursor(&self, of: Log, reader: String) -> BoxFuture<Result<Option<Place>, EngineDown>>;
 
-    /// How far all readers of a log have come, in any order.
+    /// How far all readers of a log have come, in any order: all of them, or an error.
     ///
     /// # Errors
-    /// [`EngineDown`].
+    /// [`EngineDown`]: also if there are more than can be read.
     fn cursors(&self, of: Log) -> BoxFuture<Result<Vec<(String, Place)>, EngineDown>>;
 
     /// Moves a cursor forward, and never back within its epoch, and keeps it this long. Returns where it stands then. A place
@@ -283,7 +283,8 @@ pub trait Store: Send + Sync + 'static {
     fn advance(&self, of: Log, reader: String, to: Place, keep: Duration) -> BoxFuture<Result<Place, EngineDown>>;
 
     /// Forgets the entries up to this place, and with it; none if it is of another epoch. Their keys are known for as
-    /// long as they would be.
+    /// long as they would be, unless the store has to read again what it has: a broker that restarts knows only the keys
+    /// of the entries that are there.
     ///
     /// # Errors
     /// [`EngineDown`]: some may be forgotten.

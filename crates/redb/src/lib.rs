@@ -21,7 +21,8 @@
 //! # What it needs of the clock
 //!
 //! Times to live go by the clock of the system, as they go on while nobody runs: one that jumps forward ends entries
-//! early, one that jumps back keeps them longer.
+//! early, one that jumps back keeps them longer, and knows the keys of entries for longer than two minutes: a new entry
+//! of the same key is taken for a repeated one as long.
 
 mod tables;
 mod work;
@@ -51,7 +52,8 @@ pub struct StoreOptions {
     pub bytes_max: u64,
     /// Most entries of one mailbox, which then refuses, and of one history, which forgets its oldest. Default 1,000.
     pub log_entries_max: u64,
-    /// Most bytes of one mailbox or history, counted as [`Self::bytes_max`]. Default 16 MiB.
+    /// Most bytes of one mailbox or history, counted as [`Self::bytes_max`]; an entry with more is too large. Default
+    /// 16 MiB.
     pub log_bytes_max: u64,
     /// Most bytes of one entry. Default 1 MiB.
     pub entry_bytes_max: usize,
@@ -127,6 +129,9 @@ pub enum OpenError {
         /// Of its layout.
         version: u64,
     },
+    /// The process that was making it ended before the file was whole. Nothing was stored in it: delete it.
+    #[error("{} was not finished when it was made, and has nothing: delete it", .0.display())]
+    Unfinished(PathBuf),
     /// It cannot be read or written, or is none of these files.
     #[error("{}: {source}", path.display())]
     File {
@@ -177,6 +182,7 @@ impl RedbStore {
         let database = match Database::builder().set_cache_size(options.cache_bytes).create(path) {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(OpenError::InUse(path.to_owned())),
+            Err(_) if is_unfinished(path) => return Err(OpenError::Unfinished(path.to_owned())),
             Err(error) => return Err(failed(error.into())),
         };
         let identity = begin(&database).map_err(failed)?;
@@ -214,6 +220,16 @@ fn make(path: &Path) -> std::io::Result<()> {
     }
     Ok(())
 }
+
+/// True if a file begins with zeros: what it begins with is written last, when all else is on the disk.
+fn is_unfinished(path: &Path) -> bool {
+    let mut first = [1; BEGINNING];
+    let read = std::fs::File::open(path).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut first));
+    read.is_ok() && first == [0; BEGINNING]
+}
+
+/// How many bytes a database is known by.
+const BEGINNING: usize = 9;
 
 impl Store for RedbStore {
     fn append(&self, to: Log, entry: NewEntry) -> BoxFuture<Result<Stored, AppendError>> {

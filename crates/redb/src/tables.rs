@@ -161,17 +161,19 @@ impl<'t> Change<'t> {
             return Ok(Ok(self.stored(sequence, true)));
         }
 
+        if self.options.log_bytes_max < size && !matches!(log, Log::Parked(_)) {
+            return Ok(Err(AppendError::TooLarge));
+        }
+
         self.sweep(SWEPT_EACH)?;
-        let is_full = match log {
-            Log::Mailbox(_) => !self.has_place(&key_of_log, size)?,
-            Log::History(_) | Log::Dead(_) => {
-                self.make_place(&key_of_log, size)?;
-                false
-            }
-            Log::Parked(_) => false,
-        };
         let of_key = entry.key.as_ref().map_or(0, |key| size_of(key.len()));
-        if is_full || !self.has_room(size.saturating_add(of_key))? {
+        let more = size.saturating_add(of_key);
+        let is_full = match log {
+            Log::Mailbox(_) => !self.has_place(&key_of_log, size)? || !self.has_room(more)?,
+            Log::History(_) | Log::Dead(_) => !self.make_place(&key_of_log, size, more)?,
+            Log::Parked(_) => !self.has_room(more)?,
+        };
+        if is_full {
             return Ok(Err(AppendError::Full));
         }
 
@@ -188,12 +190,12 @@ impl<'t> Change<'t> {
 
         if let Some(key) = &entry.key {
             let until = later(self.now, KEYS_KEPT);
-            match known {
-                // It is over, and not swept yet.
+            let replaced = self.keys.insert((log, &**key), (sequence, until))?.map(|before| before.value());
+            match replaced {
+                // It is over, and was not swept above.
                 Some((_, before)) => _ = self.ends.remove((before, OF_KEY, log, 0, &**key))?,
                 None => self.bytes += of_key,
             }
-            self.keys.insert((log, &**key), (sequence, until))?;
             self.ends.insert((until, OF_KEY, log, 0, &**key), ())?;
         }
         Ok(Ok(self.stored(sequence, false)))
@@ -224,19 +226,42 @@ impl<'t> Change<'t> {
         self.fits(log, size)
     }
 
-    /// The oldest make way for one more.
-    fn make_place(&mut self, log: &[u8], size: u64) -> Result<(), redb::Error> {
-        while !self.fits(log, size)? {
-            let oldest = self.entries.range((log, 0)..=(log, u64::MAX))?.next().transpose()?;
-            let Some(oldest) = oldest.map(|(key, _)| key.value().1) else { break };
-            self.forget_one(log, oldest)?;
+    /// The oldest make way for one more, if the store then takes so many bytes more. False: it does not, and nothing but
+    /// what was over has gone.
+    fn make_place(&mut self, log: &[u8], size: u64, more: u64) -> Result<bool, redb::Error> {
+        loop {
+            let (oldest, freed) = self.in_the_way(log, size)?;
+            if self.bytes.saturating_sub(freed).saturating_add(more) <= self.options.bytes_max {
+                oldest.into_iter().try_for_each(|sequence| self.forget_one(log, sequence).map(drop))?;
+                return Ok(true);
+            }
+            // What is swept may be of this log: it is looked at again.
+            if self.sweep(SWEPT_FOR_ROOM)? == 0 {
+                return Ok(false);
+            }
         }
-        Ok(())
+    }
+
+    /// The oldest entries of a log that must go before one more fits, and their bytes.
+    fn in_the_way(&self, log: &[u8], size: u64) -> Result<(Vec<u64>, u64), redb::Error> {
+        let (_, mut count, bytes) = self.standing(log)?;
+        let StoreOptions { log_entries_max, log_bytes_max, .. } = self.options;
+        let (mut gone, mut freed) = (Vec::new(), 0);
+        for entry in self.entries.range((log, 0)..=(log, u64::MAX))? {
+            if count < log_entries_max && bytes.saturating_sub(freed).saturating_add(size) <= log_bytes_max {
+                break;
+            }
+            let (key, value) = entry?;
+            gone.push(key.value().1);
+            freed += size_of(value.value().1.len());
+            count = count.saturating_sub(1);
+        }
+        Ok((gone, freed))
     }
 
     /// True if the store takes so many bytes more; what is over makes way.
-    fn has_room(&mut self, size: u64) -> Result<bool, redb::Error> {
-        while self.options.bytes_max < self.bytes.saturating_add(size) {
+    fn has_room(&mut self, more: u64) -> Result<bool, redb::Error> {
+        while self.options.bytes_max < self.bytes.saturating_add(more) {
             if self.sweep(SWEPT_FOR_ROOM)? == 0 {
                 return Ok(false);
             }
@@ -413,5 +438,109 @@ impl Look<'_> {
             }
         }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redb::{Database, ReadableDatabase, backends::InMemoryBackend};
+
+    use super::*;
+
+    fn database() -> (Database, Identity) {
+        let database = Database::builder().create_with_backend(InMemoryBackend::new()).expect("it is in memory");
+        let txn = database.begin_write().expect("it works");
+        let identity = begin(&txn).expect("it works").expect("it is new");
+        txn.commit().expect("it works");
+        (database, identity)
+    }
+
+    /// Changes something at this time.
+    fn change<T>(
+        (database, identity): &(Database, Identity),
+        options: StoreOptions,
+        now: Millis,
+        run: impl FnOnce(&mut Change<'_>) -> Result<T, redb::Error>,
+    ) -> T {
+        let txn = database.begin_write().expect("it works");
+        let mut change = Change::new(&txn, options, *identity, now).expect("it works");
+        let changed = run(&mut change).expect("it works");
+        change.finish().expect("it works");
+        txn.commit().expect("it works");
+        changed
+    }
+
+    /// The bytes that are noted, and those that are there.
+    fn bytes((database, _): &(Database, Identity)) -> (u64, u64) {
+        let txn = database.begin_read().expect("it works");
+        let noted = txn.open_table(META).expect("it is there").get("bytes").expect("it works").expect("it is noted");
+        let (entries, keys) =
+            (txn.open_table(ENTRIES).expect("it is there"), txn.open_table(KEYS).expect("it is there"));
+        let of_entries = entries.iter().expect("it works").map(|entry| {
+            let (_, value) = entry.expect("it works");
+            size_of(value.value().1.len())
+        });
+        let of_keys = keys.iter().expect("it works").map(|key| size_of(key.expect("it works").0.value().1.len()));
+        (noted.value(), of_entries.chain(of_keys).sum())
+    }
+
+    /// A key that is used again when its time is over, swept or not, is counted once, as it is kept once.
+    #[test]
+    fn a_key_that_is_used_again_is_counted_once() {
+        let (file, options, ann) = (database(), StoreOptions::new(), Log::Mailbox("ann".to_owned()));
+        let kept = u64::try_from(KEYS_KEPT.as_millis()).expect("two minutes");
+        let entry = || NewEntry::new("letter").with_key("key").with_time_to_live(Duration::from_secs(1));
+        for round in 0..10 {
+            let now = 1_000 + round * 2 * kept;
+            let stored = change(&file, options, now, |change| change.append(&ann, entry())).expect("there is room");
+            assert!(!stored.repeated);
+            let (noted, there) = bytes(&file);
+            assert_eq!(noted, there, "round {round}");
+        }
+        // With more over than is swept at a time, the key is still there when it is used again.
+        let parked = Log::Parked("7".parse().expect("a session"));
+        let other = |number: usize| NewEntry::new("x").with_key(format!("{number}"));
+        let now = 1_000 + 30 * kept;
+        change(&file, options, now, |change| {
+            let all = (0..3 * SWEPT_EACH).map(|number| change.append(&parked, other(number)));
+            all.collect::<Result<Vec<_>, _>>()
+        });
+        let last = 3 * SWEPT_EACH - 1;
+        change(&file, options, now + 2 * kept, |change| change.append(&parked, other(last))).expect("there is room");
+        let (noted, there) = bytes(&file);
+        assert_eq!(noted, there);
+    }
+
+    /// A store without room refuses before a history forgets anything, and so does an entry that is larger than a log.
+    #[test]
+    fn what_is_refused_forgets_nothing() {
+        let options = StoreOptions::new().bytes_max(8 << 10).log_bytes_max(4 << 10).log_entries_max(2);
+        let (file, news) = (database(), Log::History("news".to_owned()));
+        let append = |log: &Log, bytes: usize| {
+            change(&file, options, 1_000, |change| change.append(log, NewEntry::new(vec![7; bytes])))
+        };
+        let first = append(&news, 100).expect("there is room");
+        append(&news, 100).expect("there is room");
+        let mut user = 0;
+        while append(&Log::Mailbox(user.to_string()), 1_000).is_ok() {
+            user += 1;
+        }
+        let places = || {
+            let txn = file.0.begin_read().expect("it works");
+            let page = Look { txn: &txn, identity: file.1, now: 1_000 }.page(&news, 0, 10).expect("it works");
+            page.entries.into_iter().map(|(place, _)| place).collect::<Vec<_>>()
+        };
+
+        assert_eq!(append(&news, 3_000), Err(AppendError::Full));
+        assert_eq!((places().len(), places()[0]), (2, first.place), "what was refused has forgotten nothing");
+        assert_eq!(append(&news, 5_000), Err(AppendError::TooLarge));
+        assert_eq!((places().len(), places()[0]), (2, first.place), "nor has what is larger than a history");
+        assert_eq!(
+            append(&Log::Mailbox("new".to_owned()), 5_000),
+            Err(AppendError::TooLarge),
+            "it would never be taken"
+        );
+        append(&news, 100).expect("what makes way is room");
+        assert_eq!((places().len(), places()[0] == first.place), (2, false));
     }
 }

@@ -149,6 +149,7 @@ struct Writer {
 
 impl Writer {
     fn run(&self, jobs: &Receiver<Job<Apply>>) {
+        let mut said = Said::default();
         loop {
             let mut together = Vec::new();
             match jobs.recv_timeout(SWEPT_EVERY) {
@@ -161,9 +162,7 @@ impl Writer {
             {
                 together.push(job);
             }
-            if let Err(error) = self.commit(together) {
-                tracing::error!(%error, "the store could not write: it must be opened again");
-            }
+            said.outcome(self.commit(together), "the store could not write: it must be opened again");
         }
     }
 
@@ -191,13 +190,29 @@ impl Writer {
 }
 
 fn read(database: &Database, identity: Identity, jobs: &Receiver<Job<Ask>>) {
+    let mut said = Said::default();
     while let Ok(Job(ask, _permit)) = jobs.recv() {
         let asked = database.begin_read().map_err(redb::Error::from).and_then(|txn| {
             let look = Look { txn: &txn, identity, now: now() };
             ask(&look)
         });
-        if let Err(error) = asked {
-            tracing::error!(%error, "the store could not read");
+        said.outcome(asked, "the store could not read");
+    }
+}
+
+/// What failed is said once, and not again before something has succeeded: after an error of the disk all fails.
+#[derive(Default)]
+struct Said(bool);
+
+impl Said {
+    fn outcome(&mut self, outcome: Result<(), redb::Error>, what: &str) {
+        match outcome {
+            Ok(()) => self.0 = false,
+            Err(_) if self.0 => {}
+            Err(error) => {
+                tracing::error!(%error, "{what}");
+                self.0 = true;
+            }
         }
     }
 }

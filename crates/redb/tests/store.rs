@@ -87,6 +87,22 @@ async fn what_cannot_be_opened_is_said() {
     assert!(matches!(error, OpenError::File { .. }), "{error}");
 }
 
+/// What a process leaves that ends while it makes the file is told from a file of somebody else.
+#[tokio::test]
+async fn a_file_that_was_not_finished_is_said() {
+    let folder = folder();
+    let path = folder.path().join("mail");
+    drop(RedbStore::open(&path).expect("it is a new file"));
+    let mut bytes = std::fs::read(&path).expect("it is there");
+    assert_eq!(&bytes[..4], b"redb", "what is written last");
+    bytes[..9].fill(0);
+    std::fs::write(&path, bytes).expect("the folder is writable");
+    let error = RedbStore::open(&path).expect_err("it is not whole");
+    assert!(matches!(&error, OpenError::Unfinished(file) if *file == path), "{error}");
+    std::fs::remove_file(&path).expect("it is there");
+    RedbStore::open(&path).expect("it is a new file");
+}
+
 #[cfg(unix)]
 #[test]
 fn nobody_else_may_read_it() {

@@ -103,7 +103,7 @@ pub enum ClaimError {
     /// It cannot be told whether it was changed: a nonce in the record tells later.
     #[error("it is not known whether the record was changed")]
     Unknown,
-    /// The register does not work. Nothing was changed.
+    /// The register does not work, or could not say who was first. Nothing was changed.
     #[error("the register does not answer")]
     Down,
     /// It has more bytes than [`EngineLimits::message_bytes_max`].
@@ -239,7 +239,9 @@ pub trait Engine: Store {
     /// Who has a lease: watched, and compared with the register each second. While the register is down it may be old.
     fn members(&self) -> watch::Receiver<Arc<Members>>;
 
-    /// Puts a gravestone on the lease of a node that ended, which had this revision last: after that it cannot be renewed.
+    /// Puts a gravestone on the lease of a node that ended, which had this revision last, as far as is known: after that
+    /// it cannot be renewed, and for a minute at least none can be taken under its name. A living lease refuses,
+    /// whatever revision is named.
     ///
     /// # Errors
     /// [`BuryError`].

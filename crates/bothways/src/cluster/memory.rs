@@ -36,6 +36,9 @@ const KEYS_KEPT: Duration = Duration::from_secs(120);
 /// What an entry or a record takes beside its bytes.
 const OVERHEAD: usize = 128;
 
+/// How long nobody takes a lease under the name of a node that was buried.
+const BURIED_FOR: Duration = Duration::from_secs(60);
+
 /// Versions of a record that are kept for reads that are old.
 const VERSIONS: usize = 4;
 
@@ -73,6 +76,8 @@ struct Shared {
 struct State {
     nodes: HashMap<NodeId, Listener>,
     leases: BTreeMap<NodeId, Leased>,
+    /// Of the nodes that were buried, with their ends.
+    stones: HashMap<NodeId, Instant>,
     records: HashMap<SessionId, Kept>,
     logs: HashMap<Log, Entries>,
     cursors: HashMap<Log, BTreeMap<String, (Place, Instant)>>,
@@ -617,15 +622,18 @@ impl Engine for MemoryEngine {
 
     fn lease(&self, me: NodeId, card: Bytes, ttl: Duration) -> BoxFuture<Result<Arc<dyn Lease>, EngineDown>> {
         let leased = self.side.registered(move |shared, state| {
+            if state.stones.get(&me).is_some_and(|end| Instant::now() < *end) {
+                return Err(EngineDown);
+            }
             let revision = Revision(state.next());
             let until = later(Instant::now(), ttl);
             state.leases.insert(me, Leased { member: Member::new(card, revision), until });
             shared.tell_members(state);
-            revision
+            Ok(revision)
         });
         let Side { shared, here } = self.side.clone();
         Box::pin(async move {
-            let revision = leased.await?;
+            let revision = leased.await??;
             // Others are told of its end without asking.
             let watched = Arc::downgrade(&shared);
             tokio::spawn(async move {
@@ -651,8 +659,12 @@ impl Engine for MemoryEngine {
 
     fn bury(&self, node: NodeId, _was: Revision) -> BoxFuture<Result<(), BuryError>> {
         let buried = self.side.registered(move |_, state| match state.leases.get(&node) {
-            // One that ended cannot be renewed here: that is its gravestone.
-            None => Ok(()),
+            None => {
+                let now = Instant::now();
+                state.stones.retain(|_, end| now < *end);
+                state.stones.insert(node, later(now, BURIED_FOR));
+                Ok(())
+            }
             Some(_) => Err(BuryError::Alive),
         });
         Box::pin(async move { buried.await.map_err(|_| BuryError::Down)? })
@@ -864,6 +876,7 @@ impl MemoryFaults {
         let mut state = self.shared.state.lock();
         (state.records, state.logs, state.cursors) = Default::default();
         state.leases.clear();
+        state.stones.clear();
         (state.bytes, state.store_epoch) = (0, rand::random());
         self.shared.tell_members(&state);
         let engines = state.engines.clone();

@@ -146,6 +146,7 @@ pub fn checks() -> Vec<Check> {
         a_lease_that_is_given_back_is_gone_at_once,
         the_living_are_not_buried,
         the_buried_cannot_renew,
+        who_was_never_met_is_buried_for_good,
         of_many_that_claim_one_wins,
         a_stale_claim_is_refused_and_told_what_is_there,
         a_record_that_was_forgotten_can_be_claimed_anew,
@@ -273,6 +274,7 @@ async fn the_living_are_not_buried(bed: Bed) {
     let revision = members.borrow().get(&me).map(|member| member.revision).expect("it is a member");
     assert_eq!(lease.renew(text("card")).await, Ok(()));
     assert_eq!(other.bury(me, revision).await, Err(BuryError::Alive), "it has renewed since");
+    assert_eq!(other.bury(me, Revision(0)).await, Err(BuryError::Alive), "whoever asks may not have met it");
     assert_eq!(lease.renew(text("card")).await, Ok(()));
 }
 
@@ -286,6 +288,15 @@ async fn the_buried_cannot_renew(bed: Bed) {
     assert_eq!(other.bury(me, revision).await, Ok(()));
     assert_eq!(lease.renew(text("card")).await, Err(RenewError::Lapsed));
     assert!(!members.borrow().contains_key(&me));
+}
+
+/// After that no life begins under its name: a lease that was on its way is refused.
+async fn who_was_never_met_is_buried_for_good(bed: Bed) {
+    let (one, other, me) = (bed.node(), bed.node(), NodeId::random());
+    assert_eq!(other.bury(me, Revision(0)).await, Ok(()));
+    assert_eq!(one.bury(me, Revision(0)).await, Ok(()), "twice is once");
+    assert!(one.lease(me, text("card"), bed.lease).await.is_err(), "it was buried");
+    assert!(!one.members().borrow().contains_key(&me) && !other.members().borrow().contains_key(&me));
 }
 
 async fn of_many_that_claim_one_wins(bed: Bed) {

@@ -267,6 +267,8 @@ async fn a_log_is_trimmed_and_one_entry_removed(bed: StoreBed) {
     assert!(again.repeated, "what is forgotten leaves its key");
     assert_eq!(one.trim(log.clone(), places[5]).await, Ok(()));
     assert!(left().await.is_empty());
+    let behind = one.read(log.clone(), places[3].sequence, 10).await.expect("the store works");
+    assert!(behind.entries.is_empty(), "an empty page is the end, although a last place may be named");
     let last = one.append(log.clone(), entry(9).with_time_to_live(SOON * 12)).await.expect("there is room");
     assert!(places[5] < last.place, "sequences go on");
     let of_bob = one.read(other, 0, 10).await.expect("the store works");
@@ -313,6 +315,7 @@ async fn a_cursor_goes_forward_only(bed: StoreBed) {
     let laptop = "a laptop.*>\u{e4}".to_owned();
     assert_eq!(one.cursor(log.clone(), laptop.clone()).await, Ok(None));
     assert_eq!(one.cursor(of_bob.clone(), name()).await, Ok(None));
+    assert_eq!(one.advance(log.clone(), laptop.clone(), none, keep).await, Ok(none), "it begins");
     assert_eq!(one.advance(log.clone(), laptop.clone(), at(2), keep).await, Ok(at(2)));
     assert_eq!(one.advance(of_bob.clone(), name(), at(1), keep).await, Ok(at(1)));
     let mut all = other.cursors(log.clone()).await.expect("the store works");
