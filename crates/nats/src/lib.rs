@@ -28,8 +28,8 @@ use bothways::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Semaphore, watch},
-    task::AbortHandle,
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
+    task::{AbortHandle, JoinHandle},
     time::{Instant, timeout},
 };
 
@@ -38,8 +38,8 @@ use crate::{
     names::{Kind, UNKEPT},
     options::OLDEST,
     register::Register,
-    streams::{Streams, Wanted},
-    wire::{Events, Failure, Wire},
+    streams::{REPLICATED_MIN, Streams, Wanted},
+    wire::{Events, Failure, Outbox, Wire},
 };
 
 /// What a message may have besides its bytes: headers, and what the register adds.
@@ -55,6 +55,8 @@ const TAKEN_MAX: usize = 4096;
 const TAKEN_BYTES_MAX: usize = 64 << 20;
 /// The longest that a node may take for one message.
 const TAKE_MAX: Duration = Duration::from_secs(30);
+/// How often it is said, at most, that more comes.
+const SAID_EVERY: Duration = Duration::from_secs(10);
 /// By this header a node asks whether its own mail comes.
 const PROBE: &str = "Bothways-Probe";
 /// How often the client library asks its server whether it is there.
@@ -76,7 +78,28 @@ struct Here {
     streams: Arc<Streams>,
     limits: EngineLimits,
     /// What takes the mail of each name.
-    listening: Mutex<HashMap<NodeId, AbortHandle>>,
+    listening: Mutex<HashMap<NodeId, Listening>>,
+}
+
+/// Takes the mail of a name until this is dropped.
+struct Listening {
+    /// Told, or dropped, it ends.
+    end: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Listening {
+    /// Returns when the server was told.
+    async fn end(mut self) {
+        drop(self.end.take());
+        let _ = timeout(OPEN_MAX, &mut self.task).await;
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl fmt::Debug for NatsEngine {
@@ -88,7 +111,7 @@ impl fmt::Debug for NatsEngine {
 impl Drop for NatsEngine {
     fn drop(&mut self) {
         self.tasks.iter().for_each(AbortHandle::abort);
-        self.here.listening.lock().drain().for_each(|(_, task)| task.abort());
+        self.here.listening.lock().clear();
     }
 }
 
@@ -112,7 +135,7 @@ impl NatsEngine {
             .connection_timeout(TRY_MAX)
             .custom_inbox_prefix(format!("{}i", names.prefix()))
             .event_callback(move |event| {
-                told.happened(event);
+                told.told(event);
                 std::future::ready(())
             });
         let connected = timeout(options.start_max, connection.connect(addresses.as_slice())).await;
@@ -149,7 +172,7 @@ impl NatsEngine {
         register.list().await.map_err(silent)?;
         let level = match (options.is_synced, streams.replicas()) {
             (true, _) => Level::Synced,
-            (false, 3..) => Level::Replicated,
+            (false, REPLICATED_MIN..) => Level::Replicated,
             // It is on the disk sooner or later.
             (false, _) => Level::Memory,
         };
@@ -160,6 +183,8 @@ impl NatsEngine {
         let tasks = vec![
             tokio::spawn(register::watch_over(Arc::downgrade(&register))).abort_handle(),
             tokio::spawn(register::watch_leases(Arc::downgrade(&register), leases)).abort_handle(),
+            tokio::spawn(wire::tell_gaps(events)).abort_handle(),
+            tokio::spawn(warn_of_listeners(Arc::clone(&wire))).abort_handle(),
         ];
         let here = Here { wire, register, streams, limits, listening: Mutex::default() };
         Ok(Arc::new(Self { here: Arc::new(here), tasks }))
@@ -180,37 +205,30 @@ impl Here {
     async fn listen(&self, me: NodeId, inbox: Arc<dyn Inbox>) -> Result<(), EngineDown> {
         let subject = self.streams.names.mail(me);
         let mail = self.wire.subscribe(subject.clone()).await.map_err(|_| EngineDown)?;
-        let task = tokio::spawn(take_mail(mail, inbox, Arc::clone(&self.wire))).abort_handle();
-        if let Some(before) = self.listening.lock().insert(me, task.clone()) {
-            before.abort();
-        }
+        let (end, ended) = oneshot::channel();
+        let task = tokio::spawn(take_mail(mail, inbox, Arc::clone(&self.wire), ended));
+        let before = self.listening.lock().insert(me, Listening { end: Some(end), task });
+        drop(before);
         // A server that is far from the nodes of others has them hear of it while this goes there and back.
         let mut probe = HeaderMap::new();
         probe.insert(PROBE, "1");
-        let heard = self.wire.ask(subject, Some(probe), Bytes::new(), OPEN_MAX).await.is_ok();
+        let heard = self.wire.ask(Outbox::Mail, subject, Some(probe), Bytes::new(), OPEN_MAX).await.is_ok();
         self.reach_leaders(Kind::all()).await;
         if !heard {
-            self.listening.lock().remove(&me);
-            task.abort();
+            let listening = self.listening.lock().remove(&me);
+            drop(listening);
             return Err(EngineDown);
         }
         Ok(())
     }
 
     async fn deafen(&self, me: NodeId) {
-        let task = self.listening.lock().remove(&me);
-        let Some(task) = task else { return };
-        task.abort();
-        // Until the server says that nobody is there.
-        let until = Instant::now() + OPEN_MAX;
-        while self.wire.events.is_up() && Instant::now() < until {
-            let mut probe = HeaderMap::new();
-            probe.insert(PROBE, "1");
-            let within = Duration::from_millis(100);
-            let asked = self.wire.ask(self.streams.names.mail(me), Some(probe), Bytes::new(), within).await;
-            if matches!(asked, Err(Failure::Nobody)) {
-                break;
-            }
+        let listening = self.listening.lock().remove(&me);
+        let Some(listening) = listening else { return };
+        listening.end().await;
+        // What comes back was sent after that, on the same way.
+        if self.wire.is_served(OPEN_MAX).await {
+            self.reach_leaders(Kind::all()).await;
         }
     }
 
@@ -228,10 +246,10 @@ impl Here {
     }
 
     async fn ask(&self, to: NodeId, bytes: Bytes, within: Duration) -> Result<Bytes, AskError> {
-        match self.wire.ask(self.streams.names.mail(to), None, bytes, within).await {
+        match self.wire.ask(Outbox::Mail, self.streams.names.mail(to), None, bytes, within).await {
             Ok(answer) => Ok(answer.payload),
             Err(Failure::Nobody) => Err(AskError::NoNode),
-            Err(Failure::NotSent) => Err(AskError::Down),
+            Err(Failure::NotSent | Failure::NoRoom) => Err(AskError::Down),
             Err(Failure::Unknown) if self.wire.events.is_up() => Err(AskError::TimedOut),
             Err(Failure::Unknown) => Err(AskError::Down),
         }
@@ -271,10 +289,24 @@ impl Here {
     }
 }
 
+/// Says so if a server does not tell of a subject without listeners.
+async fn warn_of_listeners(wire: Arc<Wire>) {
+    if wire.is_served(OPEN_MAX).await && !wire.says_nobody(OPEN_MAX).await {
+        tracing::warn!(
+            "somebody listens to everything in this account of NATS: that a node is gone shows by time only"
+        );
+    }
+}
+
 /// Takes the mail of this node, in its order, and answers it.
-async fn take_mail(mut mail: Subscriber, inbox: Arc<dyn Inbox>, wire: Arc<Wire>) {
-    let room = Arc::new((Semaphore::new(TAKEN_MAX), Semaphore::new(TAKEN_BYTES_MAX)));
-    while let Some(message) = wire::next(&mut mail).await {
+async fn take_mail(mut mail: Subscriber, inbox: Arc<dyn Inbox>, wire: Arc<Wire>, mut ended: oneshot::Receiver<()>) {
+    let mut room = Taken::new();
+    loop {
+        let message = tokio::select! {
+            message = wire::next(&mut mail) => message,
+            _ = &mut ended => break,
+        };
+        let Some(message) = message else { return };
         let Some(reply) = message.reply else { continue };
         let wire = Arc::clone(&wire);
         let is_probe = message.headers.is_some_and(|headers| headers.get(PROBE).is_some());
@@ -282,26 +314,52 @@ async fn take_mail(mut mail: Subscriber, inbox: Arc<dyn Inbox>, wire: Arc<Wire>)
             tokio::spawn(async move { wire.tell(reply.to_string(), Bytes::new()).await });
             continue;
         }
-        let size = message.payload.len();
-        let (Ok(one), Ok(bytes)) =
-            (room.0.try_acquire(), room.1.try_acquire_many(u32::try_from(size).unwrap_or(u32::MAX)))
-        else {
-            tracing::warn!("more mail comes than this node answers: some is left to be sent again");
-            continue;
-        };
-        one.forget();
-        bytes.forget();
+        let Some(permits) = room.take(message.payload.len()) else { continue };
         let taking = inbox.take(message.payload);
-        let room = Arc::clone(&room);
         tokio::spawn(async move {
+            // Also given back if the inbox panics.
+            let _permits = permits;
             let answer = timeout(TAKE_MAX, taking).await;
             if let Ok(Some(answer)) = answer {
                 // One that is lost is asked for again.
                 let _ = wire.tell(reply.to_string(), answer).await;
             }
-            room.0.add_permits(1);
-            room.1.add_permits(size);
         });
+    }
+    let _ = mail.unsubscribe().await;
+}
+
+/// What this node has taken and not answered yet.
+struct Taken {
+    messages: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    /// Messages that had no room and were not told of, and when some were.
+    left: u64,
+    said: Option<Instant>,
+}
+
+impl Taken {
+    fn new() -> Self {
+        let (messages, bytes) = (Arc::new(Semaphore::new(TAKEN_MAX)), Arc::new(Semaphore::new(TAKEN_BYTES_MAX)));
+        Self { messages, bytes, left: 0, said: None }
+    }
+
+    /// `None`: there is no room. The message is left, and those who asked try again.
+    fn take(&mut self, bytes: usize) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let bytes = bytes.min(TAKEN_BYTES_MAX) as u32;
+        let message = Arc::clone(&self.messages).try_acquire_owned().ok();
+        let both = message.and_then(|one| Some((one, Arc::clone(&self.bytes).try_acquire_many_owned(bytes).ok()?)));
+        if both.is_none() {
+            self.left += 1;
+            if self.said.is_none_or(|said| SAID_EVERY <= said.elapsed()) {
+                tracing::warn!(
+                    left = self.left,
+                    "more mail comes than this node answers: some is left to be sent again"
+                );
+                (self.left, self.said) = (0, Some(Instant::now()));
+            }
+        }
+        both
     }
 }
 
@@ -416,9 +474,9 @@ impl Engine for NatsEngine {
         self.here.register.members()
     }
 
-    fn bury(&self, node: NodeId, was: Revision) -> BoxFuture<Result<(), BuryError>> {
+    fn bury(&self, node: NodeId, _was: Revision) -> BoxFuture<Result<(), BuryError>> {
         let register = Arc::clone(&self.here.register);
-        Box::pin(async move { register.bury(node, was).await })
+        Box::pin(async move { register.bury(node).await })
     }
 
     fn session(&self, id: SessionId, fresh: bool) -> BoxFuture<Result<Option<(Bytes, Revision)>, EngineDown>> {
@@ -467,6 +525,36 @@ impl Engine for NatsEngine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Panics;
+
+    impl Inbox for Panics {
+        fn take(&self, _: Bytes) -> BoxFuture<Option<Bytes>> {
+            Box::pin(async { panic!("an inbox with a fault") })
+        }
+    }
+
+    /// A place that was taken is free again however its message ended.
+    #[tokio::test]
+    async fn an_inbox_that_panics_takes_no_room_for_good() {
+        let mut taken = Taken::new();
+        for _ in 0..3 {
+            let all: Vec<_> = (0..TAKEN_MAX).map(|_| taken.take(16 << 10).expect("there is room")).collect();
+            assert!(taken.take(0).is_none());
+            let running = all.into_iter().map(|permits| {
+                let taking = Panics.take(Bytes::new());
+                tokio::spawn(async move {
+                    let _permits = permits;
+                    taking.await
+                })
+            });
+            let running: Vec<_> = running.collect();
+            for one in running {
+                assert!(one.await.is_err());
+            }
+        }
+        assert!(taken.take(TAKEN_BYTES_MAX + 1).is_some(), "one that is larger goes alone");
+    }
 
     #[test]
     fn versions_are_compared_by_number() {

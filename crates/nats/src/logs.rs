@@ -13,7 +13,7 @@ use crate::{
 /// How often a cursor is tried to be moved while others move it.
 const TRIES_MAX: usize = 16;
 
-/// Most cursors of one log that are read.
+/// Most cursors of one log that are read: more are an error, as a part is not all.
 const READERS_MAX: usize = 1000;
 
 fn place(identity: &Identity, sequence: u64) -> Place {
@@ -32,7 +32,7 @@ pub(crate) async fn append(
     let key = entry.key.map(|key| names::key(&streams.names.subject(kind.letter(), "", &rest), &key));
     let write = Write { after: None, time_to_live: entry.time_to_live, key: key.as_deref() };
     match streams.put(kind, identity.token(), &rest, write, entry.bytes).await {
-        Ok(Put { sequence, repeated }) => Ok(Stored::new(place(&identity, sequence), level, repeated)),
+        Ok(Put { sequence, repeated }) => Ok(Stored::new(place(&identity, sequence), identity.level(level), repeated)),
         Err(PutFailure::Full) => Err(AppendError::Full),
         Err(PutFailure::Unknown) => Err(AppendError::Unknown),
         Err(PutFailure::Down | PutFailure::WrongLast(_)) => Err(AppendError::Down),
@@ -87,14 +87,15 @@ pub(crate) async fn cursors(streams: Arc<Streams>, of: Log) -> Result<Vec<(Strin
     // One that moves meanwhile comes again, further behind.
     for _ in 0..READERS_MAX {
         let got = streams.first_from(Kind::Cursors, identity.token(), &rest, after + 1).await;
-        let Some(got) = got.map_err(|_| EngineDown)? else { break };
+        let Some(got) = got.map_err(|_| EngineDown)? else { return Ok(all.into_iter().collect()) };
         after = got.sequence;
         let reader = got.subject.rsplit('.').next().and_then(names::name_of);
         if let (Some(reader), Some(place)) = (reader, cursor_of(&got)) {
             all.insert(reader, place);
         }
     }
-    Ok(all.into_iter().collect())
+    tracing::warn!(log = %of, "it has more than {READERS_MAX} readers, or they move too fast to be listed");
+    Err(EngineDown)
 }
 
 pub(crate) async fn advance(

@@ -21,6 +21,8 @@ use std::fmt::Write as _;
 use bothways::cluster::{NodeId, engine::Log};
 use sha2::{Digest as _, Sha256};
 
+use crate::wire::Outbox;
+
 /// How many streams the histories are spread over, and the mailboxes.
 pub(crate) const SHARDS: u8 = 4;
 
@@ -57,6 +59,19 @@ impl Kind {
             Self::Dead => 'd',
             Self::History(_) => 'h',
             Self::Mailbox(_) => 'm',
+        }
+    }
+
+    /// What has logs; the others have leases, records and cursors, one of a subject, that end with their time.
+    pub(crate) fn is_log(self) -> bool {
+        !matches!(self, Self::Nodes | Self::Sessions | Self::Cursors)
+    }
+
+    /// Through which outbox it is asked and written.
+    pub(crate) fn outbox(self) -> Outbox {
+        match self {
+            Self::Nodes | Self::Sessions => Outbox::Register,
+            Self::Cursors | Self::Parked | Self::Dead | Self::History(_) | Self::Mailbox(_) => Outbox::Logs,
         }
     }
 

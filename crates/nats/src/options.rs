@@ -176,8 +176,8 @@ impl NatsOptions {
         self
     }
 
-    /// Most bytes of each of the thirteen streams when they are made; the broker reserves them. Default: no bound but the
-    /// broker's own.
+    /// Most bytes of each stream with logs when it is made, ten of the thirteen; the broker reserves them. Leases, records
+    /// and cursors end with their time, and have no bound but the broker's own. Default: no bound but that.
     pub fn stream_bytes_max(mut self, bytes: u64) -> Self {
         self.stream_bytes_max = Some(bytes);
         self

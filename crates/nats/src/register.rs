@@ -25,7 +25,7 @@ use tokio::{
 use crate::{
     names::Kind,
     streams::{Got, Identity, Put, PutFailure, REQUEST_MAX, Streams, Write},
-    wire::{Failure, Wire, next},
+    wire::{Failure, Looked, Wire, next},
 };
 
 /// How often members are listed.
@@ -36,20 +36,25 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_MAX: Duration = Duration::from_secs(3);
 /// How long a list may take.
 const LIST_MAX: Duration = Duration::from_secs(2);
-/// Most members that are read.
+/// Most members that are read, with those who left or were buried a minute ago: more are an error.
 const MEMBERS_MAX: usize = 4096;
 /// The least time between two looks when something fails.
 const BREATH: Duration = Duration::from_millis(200);
-/// How long it is known that a node was buried, and that a record was forgotten.
-const BURIED_FOR: Duration = Duration::from_secs(3600);
+/// How long it is known that a node was buried, and that a record was forgotten. A lease ends sooner than its stone, and
+/// without it a renewal is refused as well.
+const BURIED_FOR: Duration = Duration::from_secs(60);
 const FORGOTTEN_FOR: Duration = Duration::from_secs(60);
+/// How often it is read who was first, and how long between.
+const WINNER_TRIES: usize = 10;
+const WINNER_AGAIN: Duration = Duration::from_millis(20);
 
 // What the first byte of a value means.
 const LIVING: u8 = 1;
 const GRAVE: u8 = 2;
 const GONE: u8 = 3;
 
-/// Bits of a revision that say of which stream it is: one of a stream that is gone is never met again by chance.
+/// Bits of a revision that are the sequence. The 16 others say of which stream it is: one of a stream that is gone is
+/// taken for one of another with a chance of 1 in 65,536, and then only if the sequence is that of the same subject.
 const SEQUENCE_BITS: u32 = 48;
 
 fn revision(identity: &Identity, sequence: u64) -> Revision {
@@ -153,9 +158,12 @@ impl Register {
         let identity = self.streams.identity(Kind::Nodes).ok_or(Failure::NotSent)?;
         let began = Instant::now();
         let (mut found, mut after) = (BTreeMap::new(), 0);
-        while found.len() < MEMBERS_MAX {
+        loop {
             let got = self.streams.first_from(Kind::Nodes, identity.token(), ">", after + 1).await?;
             let Some(got) = got else { break };
+            if found.len() == MEMBERS_MAX {
+                return Err(Failure::Unknown);
+            }
             after = got.sequence;
             if let Some((node, card)) = self.member(&got) {
                 found.insert(node, (got.sequence, card));
@@ -203,12 +211,9 @@ impl Register {
         Ok(Arc::new(NatsLease(Arc::new(Leased { register: self, me, ttl, identity, state: state.into() }))))
     }
 
-    pub(crate) async fn bury(&self, node: NodeId, was: Revision) -> Result<(), BuryError> {
+    /// Where there is no lease any more, there is room for a stone; a living one refuses it, whatever is known of it here.
+    pub(crate) async fn bury(&self, node: NodeId) -> Result<(), BuryError> {
         let identity = self.identity(Kind::Nodes).map_err(|_| BuryError::Down)?;
-        if sequence(&identity, was).is_none() {
-            // Its lease was lost with the stream: it cannot be renewed.
-            return Ok(());
-        }
         let (name, write) = (node.to_string(), Write::after(0, BURIED_FOR));
         let stone = value(GRAVE, 0, &Bytes::new());
         match self.streams.put(Kind::Nodes, identity.token(), &name, write, stone).await {
@@ -239,6 +244,28 @@ impl Register {
             Some(sequence) => self.streams.at(kind, sequence).await,
             None => self.streams.last(kind, identity.token(), name).await,
         }
+    }
+
+    /// The record for which a compare-and-set after this sequence was refused. `None`: there is none any more. What is older
+    /// says nothing, nor does one that is not there yet: it is read again.
+    async fn winner(
+        &self,
+        identity: &Identity,
+        name: &str,
+        mut at: Option<u64>,
+        after: u64,
+    ) -> Result<Option<Got>, Failure> {
+        for _ in 0..WINNER_TRIES {
+            if at == Some(0) {
+                return Ok(None);
+            }
+            let got = self.read_at(Kind::Sessions, identity, name, at.take()).await?;
+            if let Some(got) = got.filter(|got| after < got.sequence) {
+                return Ok(Some(got));
+            }
+            sleep(WINNER_AGAIN).await;
+        }
+        Err(Failure::Unknown)
     }
 
     pub(crate) async fn session(&self, id: SessionId, fresh: bool) -> Result<Option<(Bytes, Revision)>, EngineDown> {
@@ -288,15 +315,17 @@ impl Register {
                 Err(PutFailure::Unknown) => return Err(ClaimError::Unknown),
                 Err(PutFailure::Down | PutFailure::Full) => return Err(ClaimError::Down),
             };
-            let Ok(Some(got)) = self.read_at(Kind::Sessions, &identity, &name, at).await else { break };
+            let got = match self.winner(&identity, &name, at, after).await {
+                Ok(Some(got)) => got,
+                Ok(None) => return Err(ClaimError::Lost(None)),
+                Err(_) => return Err(ClaimError::Down),
+            };
             match parsed(&got) {
                 Some((GONE, ..)) if was.is_none() && !is_last => after = got.sequence,
-                // An old answer says nothing.
-                _ if got.sequence <= after => break,
                 _ => return Err(ClaimError::Lost(record(&identity, &got))),
             }
         }
-        Err(ClaimError::Lost(None))
+        Err(ClaimError::Down)
     }
 }
 
@@ -309,8 +338,10 @@ fn record(identity: &Identity, got: &Got) -> Option<(Bytes, Revision)> {
 pub(crate) async fn watch_over(register: Weak<Register>) {
     let mut looked: Option<Instant> = Some(Instant::now());
     let mut generation = register.upgrade().map(|register| register.streams.generation());
+    let mut connection = Looked::default();
     loop {
         let Some(here) = register.upgrade() else { return };
+        here.wire.look_for_lost(&mut connection);
         let is_due = looked.is_none_or(|looked| LOOK_EVERY <= looked.elapsed());
         let works = here.look(is_due).await;
         looked = if works { looked.filter(|_| !is_due).or_else(|| Some(Instant::now())) } else { None };
@@ -339,7 +370,7 @@ impl Register {
         if !self.wire.events.is_up() {
             return false;
         }
-        if at_streams && let Err(error) = self.streams.ensure(LOOK_MAX).await {
+        if at_streams && let Err(error) = self.streams.ensure_again(LOOK_MAX).await {
             tracing::warn!(%error, "the streams of the cluster");
             return false;
         }

@@ -14,7 +14,7 @@ use std::{
 
 use async_nats::{HeaderMap, Message};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bothways::cluster::engine::PAGE_BYTES;
+use bothways::cluster::engine::{Level, PAGE_BYTES};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use serde::Deserialize;
@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     names::{Kind, Names},
     options::ConnectError,
-    wire::{Failure, Wire},
+    wire::{Failure, Outbox, Wire},
 };
 
 /// How long one request to the register or a log may take.
@@ -38,6 +38,8 @@ pub(crate) const REQUEST_MAX: Duration = Duration::from_secs(2);
 const HEDGE_AFTER: Duration = Duration::from_millis(50);
 /// Most entries of one page.
 const PAGE_ENTRIES_MAX: usize = 1024;
+/// The fewest replicas of which one can be lost.
+pub(crate) const REPLICATED_MIN: usize = 3;
 /// For how long a stream knows the keys of entries.
 const KEYS_KEPT: Duration = Duration::from_secs(120);
 
@@ -125,6 +127,14 @@ impl Identity {
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
+
+    /// How well this stream stores, of an engine that stores so well: somebody may have taken replicas away since.
+    pub(crate) fn level(&self, told: Level) -> Level {
+        match told {
+            Level::Replicated if self.replicas < REPLICATED_MIN => Level::Memory,
+            told => told,
+        }
+    }
 }
 
 /// What the streams are to be.
@@ -191,18 +201,53 @@ impl Streams {
 
     /// Looks that all streams are there, and are what they should be; makes those that are missing.
     pub(crate) async fn ensure(self: &Arc<Self>, within: Duration) -> Result<(), ConnectError> {
+        self.ensure_each(within).await.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    /// The same while the engine is at work. A stream of logs or cursors that somebody changed is not used, and what it has
+    /// is down; all else goes on without it.
+    pub(crate) async fn ensure_again(self: &Arc<Self>, within: Duration) -> Result<(), ConnectError> {
+        let mut first = Ok(());
+        for (kind, error) in self.ensure_each(within).await {
+            let goes_without =
+                matches!(error, ConnectError::Changed { .. }) && !matches!(kind, Kind::Nodes | Kind::Sessions);
+            if goes_without {
+                let known = self.known.write().remove(&kind);
+                if known.is_some() {
+                    tracing::warn!(%error, "this stream is not used until it is as it was");
+                }
+            } else if first.is_ok() {
+                first = Err(error);
+            }
+        }
+        first
+    }
+
+    /// Those that are not as they should be, and why. What the others are is known then.
+    async fn ensure_each(self: &Arc<Self>, within: Duration) -> Vec<(Kind, ConnectError)> {
         let until = Instant::now() + within;
         let mut all = JoinSet::new();
         for kind in Kind::all() {
             let streams = Arc::clone(self);
             all.spawn(async move { (kind, streams.ensure_one(kind, until).await) });
         }
+        let mut failed = Vec::new();
         while let Some(one) = all.join_next().await {
-            let Ok((kind, ensured)) = one else { return Err(ConnectError::Silent { complaint: None }) };
-            let identity = ensured?;
-            self.known.write().insert(kind, identity);
+            match one {
+                Ok((kind, Ok(identity))) => self.is_now(kind, identity),
+                Ok((kind, Err(error))) => failed.push((kind, error)),
+                Err(_) => failed.push((Kind::Nodes, ConnectError::Silent { complaint: None })),
+            }
         }
-        Ok(())
+        failed
+    }
+
+    fn is_now(&self, kind: Kind, identity: Identity) {
+        let replicas = identity.replicas;
+        let before = self.known.write().insert(kind, identity);
+        if before.is_some_and(|before| replicas < before.replicas) {
+            tracing::warn!(stream = %self.names.stream(kind), replicas, "somebody has taken replicas away");
+        }
     }
 
     async fn ensure_one(&self, kind: Kind, until: Instant) -> Result<Identity, ConnectError> {
@@ -282,14 +327,16 @@ impl Streams {
         let token = format!("{:016x}", rand::random::<u64>());
         let mut config = self.config(kind, name, &token);
         config["num_replicas"] = json!(self.replicas_wanted());
-        config["max_bytes"] = json!(self.wanted.stream_bytes_max.map_or(-1, |bytes| bytes as i64));
+        // What lives for its time only has no other bound: the oldest is a living lease or record as well.
+        let bytes_max = self.wanted.stream_bytes_max.filter(|_| kind.is_log());
+        config["max_bytes"] = json!(bytes_max.map_or(-1, |bytes| bytes as i64));
         config["description"] = json!("Of Bothways: see docs/cluster.md before you change it");
         config["metadata"] = json!({"bothways_token": token});
-        self.api(&format!("STREAM.CREATE.{name}"), &config, Duration::from_secs(5)).await
+        self.api(Outbox::Register, &format!("STREAM.CREATE.{name}"), &config, Duration::from_secs(5)).await
     }
 
     async fn info(&self, name: &str) -> Result<Value, ApiFailure> {
-        self.api(&format!("STREAM.INFO.{name}"), &Value::Null, REQUEST_MAX).await
+        self.api(Outbox::Register, &format!("STREAM.INFO.{name}"), &Value::Null, REQUEST_MAX).await
     }
 
     /// Whether a stream is what it should be.
@@ -316,7 +363,7 @@ impl Streams {
     pub(crate) async fn check_account(&self, within: Duration) -> Result<(), ConnectError> {
         let until = Instant::now() + within;
         let account = loop {
-            match self.api("INFO", &Value::Null, REQUEST_MAX).await {
+            match self.api(Outbox::Register, "INFO", &Value::Null, REQUEST_MAX).await {
                 Ok(account) => break account,
                 Err(ApiFailure::Refused(error)) if NO_LEADER.contains(&error.err_code) && Instant::now() < until => {}
                 Err(ApiFailure::Refused(error)) => {
@@ -342,12 +389,12 @@ impl Streams {
         Ok(())
     }
 
-    async fn api(&self, what: &str, body: &Value, within: Duration) -> Result<Value, ApiFailure> {
+    async fn api(&self, of: Outbox, what: &str, body: &Value, within: Duration) -> Result<Value, ApiFailure> {
         let bytes = match body {
             Value::Null => Bytes::new(),
             body => Bytes::from(body.to_string()),
         };
-        let answer = self.wire.ask(format!("{}.{what}", self.api), None, bytes, within).await;
+        let answer = self.wire.ask(of, format!("{}.{what}", self.api), None, bytes, within).await;
         let answer = answer.map_err(ApiFailure::Wire)?;
         let mut value: Value =
             serde_json::from_slice(&answer.payload).map_err(|_| ApiFailure::Wire(Failure::Unknown))?;
@@ -370,9 +417,11 @@ impl Streams {
         bytes: Bytes,
     ) -> Result<Put, PutFailure> {
         let subject = self.names.subject(kind.letter(), token, rest);
-        let answered = self.wire.ask(subject, Some(write.headers()), bytes, REQUEST_MAX).await;
+        let answered = self.wire.ask(kind.outbox(), subject, Some(write.headers()), bytes, REQUEST_MAX).await;
         let answer = match answered {
             Ok(answer) => answer,
+            // That says nothing of the broker.
+            Err(Failure::NoRoom) => return Err(PutFailure::Down),
             Err(failure) => {
                 self.writes_fail.store(true, Ordering::Relaxed);
                 self.doubt.notify_one();
@@ -396,8 +445,9 @@ impl Streams {
     /// As the leader of the stream has it; even that may be old.
     async fn leader_get(&self, kind: Kind, which: &Value) -> Result<Option<Got>, Failure> {
         let name = self.names.stream(kind);
-        let value = match self.api(&format!("STREAM.MSG.GET.{name}"), which, REQUEST_MAX).await {
+        let value = match self.api(kind.outbox(), &format!("STREAM.MSG.GET.{name}"), which, REQUEST_MAX).await {
             Ok(value) => value,
+            Err(ApiFailure::Wire(Failure::NoRoom)) => return Err(Failure::NoRoom),
             Err(ApiFailure::Refused(error)) if error.err_code == NO_MESSAGE => return Ok(None),
             Err(ApiFailure::Refused(_)) => {
                 self.doubt.notify_one();
@@ -447,7 +497,7 @@ impl Streams {
         let which = json!({"last_by_subj": self.names.subject(kind.letter(), token, rest)});
         let direct = async {
             let subject = format!("{}.DIRECT.GET.{name}", self.api);
-            let got = self.wire.ask(subject, None, Bytes::from(which.to_string()), REQUEST_MAX).await;
+            let got = self.wire.ask(kind.outbox(), subject, None, Bytes::from(which.to_string()), REQUEST_MAX).await;
             // What a replica does not have, the leader may.
             got.ok().filter(|message| message.status.is_none()).and_then(|message| got_of(&message))
         };
@@ -484,8 +534,9 @@ impl Streams {
             let which = json!({"seq": after + 1, "next_by_subj": subject, "batch": most, "max_bytes": PAGE_BYTES});
             let subject = format!("{}.DIRECT.GET.{}", self.api, self.names.stream(kind));
             let is_last = |message: &Message| message.status.is_some();
-            let page = self.wire.ask_many(subject, which.to_string().into(), most, is_last, REQUEST_MAX).await;
-            page.map(|page| page.iter().filter_map(got_of).collect::<Vec<Got>>())
+            let which = Bytes::from(which.to_string());
+            let page = self.wire.ask_many(kind.outbox(), subject, which, most, is_last, REQUEST_MAX).await;
+            page.map(|page| without_holes(&page))
         };
         let leader = self.page_of_leader(kind, token, rest, after, last, most);
         tokio::pin!(direct, leader);
@@ -507,7 +558,7 @@ impl Streams {
         if most <= page.len() || last <= reached || PAGE_BYTES / 2 <= bytes {
             return Ok(page);
         }
-        // A replica that is behind: the leader has the rest.
+        // A replica that is behind, or a message that was lost: the leader has the rest.
         let rest = self.page_of_leader(kind, token, rest, reached, last, most - page.len()).await?;
         Ok(page.into_iter().chain(rest).collect())
     }
@@ -537,18 +588,19 @@ impl Streams {
     /// Forgets what a subject has before this sequence.
     pub(crate) async fn purge(&self, kind: Kind, token: &str, rest: &str, before: u64) -> Result<(), Failure> {
         let which = json!({"filter": self.names.subject(kind.letter(), token, rest), "seq": before});
-        self.change(&format!("STREAM.PURGE.{}", self.names.stream(kind)), &which).await.map(drop)
+        self.change(kind, &format!("STREAM.PURGE.{}", self.names.stream(kind)), &which).await.map(drop)
     }
 
     /// Forgets what has this sequence. False: it is gone.
     pub(crate) async fn delete(&self, kind: Kind, sequence: u64) -> Result<bool, Failure> {
         let which = json!({"seq": sequence, "no_erase": true});
-        self.change(&format!("STREAM.MSG.DELETE.{}", self.names.stream(kind)), &which).await
+        self.change(kind, &format!("STREAM.MSG.DELETE.{}", self.names.stream(kind)), &which).await
     }
 
-    async fn change(&self, what: &str, which: &Value) -> Result<bool, Failure> {
-        match self.api(what, which, REQUEST_MAX).await {
+    async fn change(&self, kind: Kind, what: &str, which: &Value) -> Result<bool, Failure> {
+        match self.api(kind.outbox(), what, which, REQUEST_MAX).await {
             Ok(_) => Ok(true),
+            Err(ApiFailure::Wire(Failure::NoRoom)) => Err(Failure::NoRoom),
             Err(ApiFailure::Refused(error)) if NOT_THERE.contains(&error.err_code) => Ok(false),
             Err(ApiFailure::Refused(_)) => {
                 self.doubt.notify_one();
@@ -572,7 +624,7 @@ impl Streams {
         let mut offset = 0;
         loop {
             let which = json!({"subjects_filter": filter, "offset": offset});
-            let info = self.api(&format!("STREAM.INFO.{name}"), &which, REQUEST_MAX).await;
+            let info = self.api(kind.outbox(), &format!("STREAM.INFO.{name}"), &which, REQUEST_MAX).await;
             let info = info.map_err(|_| {
                 self.doubt.notify_one();
                 Failure::Unknown
@@ -602,6 +654,18 @@ fn put_failure(error: &ApiError) -> PutFailure {
         code if NO_ROOM.contains(&code) => PutFailure::Full,
         _ => PutFailure::Down,
     }
+}
+
+/// The messages of a batch up to the first that is missing: each names the one before it, and the first none.
+fn without_holes(batch: &[Message]) -> Vec<Got> {
+    let mut before = 0;
+    let in_chain = batch.iter().map_while(|message| {
+        let named: u64 = message.headers.as_ref()?.get_last("Nats-Last-Sequence")?.as_str().parse().ok()?;
+        let got = got_of(message).filter(|_| named == before)?;
+        before = got.sequence;
+        Some(got)
+    });
+    in_chain.collect()
 }
 
 fn got_of(message: &Message) -> Option<Got> {
@@ -690,6 +754,27 @@ mod tests {
         found["republish"]["dest"] = json!("b.>");
         found["mirror"] = json!({"name": "other"});
         assert_eq!(difference(&wanted, &found).as_deref(), Some("it has a `mirror`"));
+    }
+
+    /// What is behind a message that was lost is not taken: it would be passed over.
+    #[test]
+    fn a_batch_ends_at_its_first_hole() {
+        let message = |sequence: u64, before: u64| {
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Sequence", sequence.to_string());
+            headers.insert("Nats-Last-Sequence", before.to_string());
+            headers.insert("Nats-Subject", "s");
+            let (subject, payload) = ("inbox".into(), Bytes::new());
+            let headers = Some(headers);
+            Message { subject, reply: None, payload, headers, status: None, description: None, length: 0 }
+        };
+        let batch = [message(5, 0), message(6, 5), message(9, 6), message(10, 9)];
+        let sequences = |batch: &[Message]| without_holes(batch).iter().map(|got| got.sequence).collect::<Vec<_>>();
+        assert_eq!(sequences(&batch), [5, 6, 9, 10]);
+        assert_eq!(sequences(&[&batch[..2], &batch[3..]].concat()), [5, 6]);
+        assert!(sequences(&batch[1..]).is_empty());
+        let unnamed = Message { headers: None, ..message(7, 6) };
+        assert_eq!(sequences(&[message(5, 0), unnamed, message(6, 5)]), [5]);
     }
 
     #[test]

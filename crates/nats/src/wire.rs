@@ -1,7 +1,8 @@
 //! The connection: asks with a bound on each, a bounded outbox, and whether the broker is there.
 //!
 //! The client library takes messages while there is no connection, and its asks wait for ten seconds; this is where that
-//! ends. What is sent holds its place in the outbox until it is answered, or given up.
+//! ends. What is sent holds its place in an outbox until it is answered, or given up. Leases and records, mail, and logs
+//! have an outbox each: what is full of one kind keeps no other from being sent.
 
 use std::{
     collections::HashMap,
@@ -14,21 +15,25 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, Event, HeaderMap, Message, ServerError, StatusCode, Subscriber};
+use async_nats::{
+    Client, Event, HeaderMap, Message, ServerError, StatusCode, Subscriber, connection::State as ConnectionState,
+};
 use bothways::cluster::engine::EngineState;
 use bytes::Bytes;
 use futures_core::Stream as _;
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, Semaphore, SemaphorePermit, mpsc, oneshot, watch},
+    sync::{AcquireError, Notify, Semaphore, SemaphorePermit, mpsc, oneshot, watch},
     task::AbortHandle,
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
-/// Most messages that were sent and not answered yet.
-pub(crate) const OUTBOX_MESSAGES_MAX: usize = 64 << 10;
+/// Most messages of one outbox that were sent and not answered yet.
+pub(crate) const OUTBOX_MESSAGES_MAX: usize = 32 << 10;
 /// Their bytes.
 pub(crate) const OUTBOX_BYTES_MAX: usize = 16 << 20;
+/// The least time between two epochs in which something may have been missed: all readers read again after one.
+const GAP_EVERY: Duration = Duration::from_secs(1);
 /// How long a message without an answer may take until it is written.
 const WRITE_MAX: Duration = Duration::from_secs(2);
 
@@ -37,10 +42,33 @@ const WRITE_MAX: Duration = Duration::from_secs(2);
 pub(crate) enum Failure {
     /// Nobody listens: it was not taken.
     Nobody,
-    /// It was not sent: there is no connection, or no room.
+    /// It was not sent: there is no connection.
     NotSent,
+    /// It was not sent: there was no room in time.
+    NoRoom,
     /// Nobody knows: no answer in time, or the connection broke.
     Unknown,
+}
+
+/// Whose outbox.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Outbox {
+    /// Leases, records, and what the streams are.
+    Register,
+    Mail,
+    Logs,
+}
+
+/// Its room.
+struct Room {
+    messages: Semaphore,
+    bytes: Semaphore,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self { messages: Semaphore::new(OUTBOX_MESSAGES_MAX), bytes: Semaphore::new(OUTBOX_BYTES_MAX) }
+    }
 }
 
 enum Waiting {
@@ -54,6 +82,10 @@ pub(crate) struct Events {
     waiting: Mutex<HashMap<u64, Waiting>>,
     /// Woken when there is a connection again.
     pub(crate) connected: Notify,
+    /// How often that was told.
+    connects: AtomicU64,
+    /// Woken when something may have been missed.
+    missed: Notify,
     /// What the server said last against us, such as a permission that is missing.
     complaint: Mutex<Option<String>>,
 }
@@ -64,11 +96,21 @@ impl Events {
             mail: watch::Sender::new(EngineState::Up { epoch: rand::random() }),
             waiting: Mutex::default(),
             connected: Notify::new(),
+            connects: AtomicU64::new(0),
+            missed: Notify::new(),
             complaint: Mutex::default(),
         })
     }
 
-    pub(crate) fn happened(&self, event: Event) {
+    /// What the client library tells.
+    pub(crate) fn told(&self, event: Event) {
+        if matches!(event, Event::Connected) {
+            self.connects.fetch_add(1, Ordering::Relaxed);
+        }
+        self.happened(event);
+    }
+
+    fn happened(&self, event: Event) {
         match event {
             Event::Connected => {
                 self.mail.send_replace(EngineState::Up { epoch: rand::random() });
@@ -91,8 +133,12 @@ impl Events {
         }
     }
 
-    /// Something may have been missed.
+    /// Something may have been missed: another epoch, at once, or a second after the one before.
     pub(crate) fn gap(&self) {
+        self.missed.notify_one();
+    }
+
+    fn begin_epoch(&self) {
         self.mail.send_if_modified(|state| {
             let is_up = state.is_up();
             if is_up {
@@ -111,6 +157,41 @@ impl Events {
     }
 }
 
+/// Tells of gaps, one a second: many come together.
+pub(crate) async fn tell_gaps(events: Arc<Events>) {
+    loop {
+        events.missed.notified().await;
+        events.begin_epoch();
+        sleep(GAP_EVERY).await;
+    }
+}
+
+/// What the client library says of its connection, beside what it told: where its events have no room, it drops them.
+#[derive(Default)]
+pub(crate) struct Looked {
+    /// Connections that were made and not told of.
+    untold: u64,
+    /// The same as they were found a moment ago, and whether it was connected while nobody said so, or the reverse.
+    suspected: (u64, bool),
+}
+
+impl Looked {
+    /// An event that was lost, if one was: what is so at two looks one after the other. One that is on its way comes
+    /// between them.
+    fn lost(&mut self, untold: u64, is_connected: bool, is_up: bool) -> Option<Event> {
+        let found = (untold, is_connected != is_up);
+        let is_same = std::mem::replace(&mut self.suspected, found) == found;
+        let is_untold = is_connected && self.untold < untold;
+        if !is_same || !(found.1 || is_untold) {
+            // Those that came late are told.
+            self.untold = self.untold.min(untold);
+            return None;
+        }
+        self.untold = untold;
+        Some(if is_connected { Event::Connected } else { Event::Disconnected })
+    }
+}
+
 /// See the module.
 pub(crate) struct Wire {
     client: Client,
@@ -118,8 +199,9 @@ pub(crate) struct Wire {
     /// What subjects for answers begin with.
     inbox: String,
     next: AtomicU64,
-    messages: Semaphore,
-    bytes: Semaphore,
+    register: Room,
+    mail: Room,
+    logs: Room,
     reader: AbortHandle,
 }
 
@@ -153,8 +235,9 @@ impl Wire {
             events,
             inbox,
             next: AtomicU64::new(1),
-            messages: Semaphore::new(OUTBOX_MESSAGES_MAX),
-            bytes: Semaphore::new(OUTBOX_BYTES_MAX),
+            register: Room::new(),
+            mail: Room::new(),
+            logs: Room::new(),
             reader,
         }))
     }
@@ -163,13 +246,29 @@ impl Wire {
         self.events.mail.subscribe()
     }
 
-    fn room(&self, bytes: usize) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), Failure> {
+    /// Waits for room, first come, first served. Those who wait hold what they send: how many there are is bounded where
+    /// they come from.
+    async fn room(
+        &self,
+        of: Outbox,
+        bytes: usize,
+        within: Duration,
+    ) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), Failure> {
         if !self.events.is_up() {
             return Err(Failure::NotSent);
         }
-        let bytes = u32::try_from(bytes).map_err(|_| Failure::NotSent)?;
-        let message = self.messages.try_acquire().map_err(|_| Failure::NotSent)?;
-        Ok((message, self.bytes.try_acquire_many(bytes).map_err(|_| Failure::NotSent)?))
+        let room = match of {
+            Outbox::Register => &self.register,
+            Outbox::Mail => &self.mail,
+            Outbox::Logs => &self.logs,
+        };
+        // One that is larger than the whole outbox goes alone.
+        let bytes = bytes.min(OUTBOX_BYTES_MAX) as u32;
+        let both =
+            async { Ok::<_, AcquireError>((room.messages.acquire().await?, room.bytes.acquire_many(bytes).await?)) };
+        let both = timeout(within, both).await.map_err(|_| Failure::NoRoom)?.map_err(|_| Failure::NotSent)?;
+        // Gone meanwhile.
+        if self.events.is_up() { Ok(both) } else { Err(Failure::NotSent) }
     }
 
     fn asked(&self, waiting: Waiting) -> (Asked<'_>, String) {
@@ -192,18 +291,20 @@ impl Wire {
         sent.map_err(|_| Failure::NotSent)
     }
 
-    /// Asks, and waits this long.
+    /// Asks, and waits this long, for room too.
     pub(crate) async fn ask(
         &self,
+        of: Outbox,
         subject: String,
         headers: Option<HeaderMap>,
         bytes: Bytes,
         within: Duration,
     ) -> Result<Message, Failure> {
-        let _room = self.room(bytes.len())?;
+        let began = Instant::now();
+        let _room = self.room(of, bytes.len(), within).await?;
         let (sender, answer) = oneshot::channel();
         let (_asked, reply) = self.asked(Waiting::One(sender));
-        let answered = timeout(within, async {
+        let answered = timeout(within.saturating_sub(began.elapsed()), async {
             self.send(subject, reply, headers, bytes).await?;
             answer.await.map_err(|_| Failure::Unknown)
         });
@@ -217,16 +318,18 @@ impl Wire {
     /// Asks what is answered by several messages, up to one for which `is_last` holds, which is not among them.
     pub(crate) async fn ask_many(
         &self,
+        of: Outbox,
         subject: String,
         bytes: Bytes,
         most: usize,
         is_last: impl Fn(&Message) -> bool,
         within: Duration,
     ) -> Result<Vec<Message>, Failure> {
-        let _room = self.room(bytes.len())?;
+        let began = Instant::now();
+        let _room = self.room(of, bytes.len(), within).await?;
         let (sender, mut answers) = mpsc::channel(most + 1);
         let (_asked, reply) = self.asked(Waiting::Many(sender));
-        let all = timeout(within, async {
+        let all = timeout(within.saturating_sub(began.elapsed()), async {
             self.send(subject, reply, None, bytes).await?;
             let mut all = Vec::new();
             loop {
@@ -245,7 +348,7 @@ impl Wire {
 
     /// Sends what nobody answers, and waits until it is written.
     pub(crate) async fn tell(&self, subject: String, bytes: Bytes) -> Result<(), Failure> {
-        let _room = self.room(bytes.len())?;
+        let _room = self.room(Outbox::Mail, bytes.len(), WRITE_MAX).await?;
         let written = timeout(WRITE_MAX, async {
             self.client.publish(subject, bytes).await.map_err(|_| Failure::NotSent)?;
             self.client.flush().await.map_err(|_| Failure::Unknown)
@@ -263,10 +366,36 @@ impl Wire {
         self.is_served(WRITE_MAX).await.then_some(subscriber).ok_or(Failure::Unknown)
     }
 
-    /// True if the server of this connection answers: it says that nobody listens where nobody can.
+    /// True if the server of this connection brings what this node sends to itself. It has heard then what was said to it
+    /// before.
     pub(crate) async fn is_served(&self, within: Duration) -> bool {
+        if !self.events.is_up() {
+            return false;
+        }
+        let (sender, answer) = oneshot::channel();
+        let (_asked, here) = self.asked(Waiting::One(sender));
+        let brought = timeout(within, async {
+            self.client.publish(here, Bytes::new()).await.map_err(|_| Failure::NotSent)?;
+            answer.await.map_err(|_| Failure::Unknown)
+        });
+        matches!(brought.await, Ok(Ok(_)))
+    }
+
+    /// True if the server says that nobody is there, where nobody is. It does not where somebody listens to everything.
+    pub(crate) async fn says_nobody(&self, within: Duration) -> bool {
         let nowhere = format!("{}0.0", self.inbox);
-        matches!(self.ask(nowhere, None, Bytes::new(), within).await, Err(Failure::Nobody))
+        let asked = self.ask(Outbox::Register, nowhere, None, Bytes::new(), within).await;
+        matches!(asked, Err(Failure::Nobody))
+    }
+
+    /// Makes up for an event that the client library had no room for. Looked at each second.
+    pub(crate) fn look_for_lost(&self, looked: &mut Looked) {
+        let made = self.client.statistics().connects.load(Ordering::Relaxed);
+        let untold = made.saturating_sub(self.events.connects.load(Ordering::Relaxed));
+        let is_connected = self.client.connection_state() == ConnectionState::Connected;
+        if let Some(lost) = looked.lost(untold, is_connected, self.events.is_up()) {
+            self.events.happened(lost);
+        }
     }
 
     /// Leaves the server of this connection, and takes another one.
@@ -292,5 +421,48 @@ async fn read_answers(mut subscriber: Subscriber, inbox: String, events: Arc<Eve
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However much is missed, those who read again at each epoch have a second, and hear of the last gap too.
+    #[tokio::test(start_paused = true)]
+    async fn one_gap_a_second_is_told() {
+        let events = Events::new();
+        let (mut mail, telling) = (events.mail.subscribe(), tokio::spawn(tell_gaps(Arc::clone(&events))));
+        let (began, mut epochs) = (Instant::now(), 0);
+        while began.elapsed() < Duration::from_millis(3500) {
+            events.gap();
+            sleep(Duration::from_millis(1)).await;
+            epochs += usize::from(mail.has_changed().expect("it is there"));
+            mail.mark_unchanged();
+        }
+        assert_eq!(epochs, 4, "at once, and after each second");
+        mail.changed().await.expect("it is there");
+        assert!(began.elapsed() < Duration::from_millis(4010), "the last one is told when its second comes");
+        telling.abort();
+    }
+
+    /// An event that is on its way is no lost one; one that was lost is told at the second look.
+    #[test]
+    fn events_that_were_lost_are_found() {
+        let mut looked = Looked::default();
+        assert!(looked.lost(0, true, true).is_none());
+        // A reconnect whose two events come a moment later.
+        assert!(looked.lost(1, true, true).is_none());
+        assert!(looked.lost(0, true, true).is_none());
+        // Both were lost: there was a gap.
+        assert!(looked.lost(1, true, true).is_none());
+        assert!(matches!(looked.lost(1, true, true), Some(Event::Connected)));
+        assert!(looked.lost(1, true, true).is_none(), "told once");
+        // It is gone, and nobody said so; and the same when it is back.
+        assert!(looked.lost(1, false, true).is_none());
+        assert!(matches!(looked.lost(1, false, true), Some(Event::Disconnected)));
+        assert!(looked.lost(1, false, false).is_none());
+        assert!(looked.lost(2, true, false).is_none());
+        assert!(matches!(looked.lost(2, true, false), Some(Event::Connected)));
     }
 }

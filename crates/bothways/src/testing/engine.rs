@@ -274,7 +274,7 @@ async fn the_living_are_not_buried(bed: Bed) {
     let revision = members.borrow().get(&me).map(|member| member.revision).expect("it is a member");
     assert_eq!(lease.renew(text("card")).await, Ok(()));
     assert_eq!(other.bury(me, revision).await, Err(BuryError::Alive), "it has renewed since");
-    assert_eq!(other.bury(me, Revision(0)).await, Err(BuryError::Alive), "whoever asks may not have met it");
+    assert_eq!(other.bury(me, Revision(0)).await, Err(BuryError::Alive), "the asker may not have met it");
     assert_eq!(lease.renew(text("card")).await, Ok(()));
 }
 
