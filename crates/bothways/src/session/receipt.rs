@@ -320,7 +320,11 @@ enum InLogs {
     /// A topic of this node has it in its history.
     Topic(Position),
     /// A store has it, or is asked to take it. The flag: as the history of a topic, which the nodes of a cluster share.
-    Store(watch::Receiver<Option<Outcome>>, bool),
+    Store(
+        watch::Receiver<Option<Outcome>>,
+        #[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "only nodes of a cluster share histories"))]
+        bool,
+    ),
 }
 
 type Outcome = Result<Vec<Kept>, StoreError>;
