@@ -280,7 +280,8 @@ impl Node {
             // What is pushed is before the cuts, or finds the session.
             let _alone = sessions.gate.write();
             let cuts = self.cuts(me);
-            self.moves.own(id, term, revision, attempt.unwrap_or(0), cuts.clone());
+            let taken = image.taken.iter().map(|(node, number)| (NodeId(*node), *number)).collect();
+            self.moves.own(id, term, revision, attempt.unwrap_or(0), cuts.clone(), taken);
             let follows = |number| self.follows(from.unwrap_or(NodeId(0)), number);
             (sessions.take_in(image.clone(), from.is_some(), &follows), cuts)
         };

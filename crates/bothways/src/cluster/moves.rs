@@ -13,6 +13,8 @@
 //!   it gives to the session itself. What it has seen already is the former owner's to give: that has it in the image, or
 //!   sends it after the session, and leaves everything behind the cuts alone. So a push comes neither twice nor not at all,
 //!   however late it is at one of them, and whatever the clocks say.
+//! - What was in the image may come to the new owner late: the image says up to which number its pushes of each node go,
+//!   and the new owner leaves those out.
 //! - A *note* says where a session went, and has the cuts. It is kept for 30 s: no push is under way for longer.
 //!
 //! The lock here is taken before that of the node, and may be taken under that of a session. Nothing of the registry is called
@@ -48,7 +50,9 @@ use super::{
 };
 use crate::{
     codec::{Encode, Payload},
-    session::{Counts, Destination, EntryImage, Known, Push, Receipt, Relay, SessionId, Watcher},
+    session::{
+        Counts, Destination, EntryImage, Known, Push, Receipt, Registry, Relay, SessionId, SessionImage, Watcher,
+    },
 };
 
 /// For how long it is known where a session went.
@@ -75,6 +79,8 @@ pub(super) struct Moves {
     due: Notify,
     /// Sessions that left lately: while there are none, pushes ask nothing here.
     left: AtomicUsize,
+    /// Those that came lately.
+    come: AtomicUsize,
     /// The greatest number of a push of each node that came here.
     seen: Mutex<Cuts>,
     /// Sessions that have gone on elsewhere.
@@ -91,8 +97,8 @@ struct State {
     /// Sessions that are being brought here.
     claiming: HashSet<SessionId>,
     notes: HashMap<SessionId, Note>,
-    /// Sessions that came lately, with their cuts, for their former nodes.
-    came: HashMap<SessionId, (Cuts, Instant)>,
+    /// Sessions that came lately.
+    came: HashMap<SessionId, Came>,
     relays: HashMap<PushNumber, Following>,
     next: PushNumber,
     /// When the lease was surely renewed last, and since when that never failed.
@@ -124,6 +130,15 @@ struct Note {
     to: NodeId,
     /// `None`: nobody knows.
     cuts: Option<Cuts>,
+    until: Instant,
+}
+
+/// A session that came lately.
+struct Came {
+    /// For its former node.
+    cuts: Cuts,
+    /// Up to there it has the pushes of each node.
+    taken: Cuts,
     until: Instant,
 }
 
@@ -210,6 +225,7 @@ impl Moves {
             state: Mutex::new(state),
             due: Notify::new(),
             left: AtomicUsize::new(0),
+            come: AtomicUsize::new(0),
             seen: Mutex::default(),
             departed: AtomicUsize::new(0),
             places: Semaphore::new(SIDE_BY_SIDE),
@@ -267,13 +283,13 @@ impl Moves {
     }
 
     /// A session is here from here on, by this record.
-    pub(super) fn own(&self, id: SessionId, term: u64, revision: Revision, attempt: u64, cuts: Cuts) {
+    pub(super) fn own(&self, id: SessionId, term: u64, revision: Revision, attempt: u64, cuts: Cuts, taken: Cuts) {
         let mut state = self.state.lock();
         let owned = Owned::new(term, revision, attempt, None);
         state.owned.insert(id, Owning { owned, is_stale: false, asked: None, is_watched: false });
         state.later.insert((Instant::now() + RENEW_AFTER, id));
         state.notes.remove(&id);
-        state.came.insert(id, (cuts, Instant::now() + LATELY));
+        state.came.insert(id, Came { cuts, taken, until: Instant::now() + LATELY });
         self.count_left(&state);
         self.due.notify_one();
     }
@@ -320,11 +336,35 @@ impl Moves {
 
     fn count_left(&self, state: &State) {
         self.left.store(state.notes.len(), Ordering::Release);
+        self.come.store(state.came.len(), Ordering::Release);
     }
 
     /// True if sessions left lately.
     pub(super) fn have_left(&self) -> bool {
         self.left.load(Ordering::Acquire) != 0
+    }
+
+    /// True if sessions left or came lately.
+    pub(super) fn have_moved(&self) -> bool {
+        self.have_left() || self.come.load(Ordering::Acquire) != 0
+    }
+
+    /// True if a session that came lately has the push of this number of that node already.
+    pub(super) fn is_taken(&self, id: SessionId, origin: NodeId, number: PushNumber) -> bool {
+        self.come.load(Ordering::Acquire) != 0
+            && self.state.lock().came.get(&id).is_some_and(|came| is_before(&came.taken, origin, number))
+    }
+
+    /// Up to which numbers a session of this node has the pushes of each.
+    fn taken(&self, id: SessionId, me: NodeId, last: PushNumber) -> Vec<(u64, PushNumber)> {
+        let mut taken = self.cuts(me, last);
+        if let Some(came) = self.state.lock().came.get(&id) {
+            for (node, number) in &came.taken {
+                let cut = taken.entry(*node).or_default();
+                *cut = (*number).max(*cut);
+            }
+        }
+        taken.into_iter().map(|(node, number)| (node.0, number)).collect()
     }
 
     /// A push of another node has come.
@@ -346,7 +386,7 @@ impl Moves {
         let now = Instant::now();
         let mut state = self.state.lock();
         state.notes.retain(|_, note| now < note.until);
-        state.came.retain(|_, (_, until)| now < *until);
+        state.came.retain(|_, came| now < came.until);
         self.count_left(&state);
         !state.notes.is_empty() || !state.came.is_empty()
     }
@@ -467,7 +507,7 @@ impl Node {
         };
 
         let mut numbers = Vec::new();
-        let given = sessions.give(id, hash, &mut || {
+        let given = self.give_away(&sessions, id, hash, &mut || {
             let number = self.moves.state.lock().number(by);
             numbers.push(number);
             number
@@ -904,6 +944,22 @@ pub(super) fn asked_bytes(asked: &Asked) -> Option<Bytes> {
 }
 
 impl Node {
+    /// Gives a session away, with all that was pushed to it until now, and nothing that is pushed later.
+    pub(super) fn give_away(
+        &self,
+        sessions: &Registry,
+        id: SessionId,
+        hash: &[u8; 32],
+        number: &mut dyn FnMut() -> PushNumber,
+    ) -> Option<SessionImage> {
+        let me = self.me()?;
+        let _alone = sessions.gate.write();
+        let taken = self.moves.taken(id, me, self.last_push());
+        let mut image = sessions.give(id, hash, number)?;
+        image.taken = taken;
+        Some(image)
+    }
+
     /// What a session is told that comes now, while nothing is pushed.
     pub(super) fn cuts(&self, me: NodeId) -> Cuts {
         self.moves.cuts(me, self.last_push())
@@ -933,7 +989,7 @@ impl Moves {
     /// The cuts of a session that came lately.
     fn came(&self, id: SessionId) -> Option<Vec<(u64, PushNumber)>> {
         let state = self.state.lock();
-        state.came.get(&id).map(|(cuts, _)| cuts.iter().map(|(node, cut)| (node.0, *cut)).collect())
+        state.came.get(&id).map(|came| came.cuts.iter().map(|(node, cut)| (node.0, *cut)).collect())
     }
 
     /// Some of the sessions whose records are due now.

@@ -808,7 +808,7 @@ impl Node {
         if self.options.pushes_max <= self.state.lock().owing {
             return None;
         }
-        if self.moves.have_left() && moves::WAITED_MAX < waited {
+        if self.moves.have_moved() && moves::WAITED_MAX < waited {
             return None;
         }
         let (to, to_push) = mail::read_push(carried)?.open(waited, sessions.limits())?;
@@ -821,7 +821,7 @@ impl Node {
         receipt.addressed(from, push);
         let _stay = sessions.gate.read_recursive();
         self.moves.saw(from, push);
-        if !sessions.push_carried(&to, &to_push, &receipt) {
+        if !sessions.push_carried(&to, &to_push, &receipt, (from, push)) {
             return None;
         }
         self.push_after_moved(&to, &to_push, &receipt, from, push);
@@ -971,6 +971,10 @@ impl Elsewhere for Node {
 
     fn has_left(&self) -> bool {
         self.moves.have_left()
+    }
+
+    fn is_taken(&self, id: SessionId, origin: NodeId, number: u64) -> bool {
+        self.moves.is_taken(id, origin, number)
     }
 }
 

@@ -98,7 +98,8 @@ impl Node {
         let (Some(me), Some(known)) = (self.me(), sessions.known(id)) else { return Put::Left };
         let Some((record, was)) = self.moves.freeze_own(id, me, self.is_certain()) else { return Put::Left };
         // Nobody hears of its pushes from here on.
-        let Some(image) = sessions.give(id, &known.hash, &mut || 0) else { return self.unpark_own(sessions, id) };
+        let given = self.give_away(sessions, id, &known.hash, &mut || 0);
+        let Some(image) = given else { return self.unpark_own(sessions, id) };
         let left = Duration::from_millis(image.left.max(1));
         let part_bytes = snapshot::part_bytes(self.engine().limits().message_bytes_max);
         let Some(parts) = snapshot::write(&image, part_bytes) else { return self.unpark_own(sessions, id) };

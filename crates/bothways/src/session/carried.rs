@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     SessionId,
     carried_call::Callable,
-    elsewhere::Known,
+    elsewhere::{Known, NodeId},
     push::{Class, Priority, Push},
     receipt::Receipt,
     target::{Target, Who},
@@ -40,6 +40,9 @@ pub(crate) trait Elsewhere: Callable {
 
     /// True if there are such sessions.
     fn has_left(&self) -> bool;
+
+    /// True if this session has come lately, and has the push of this number of that node already.
+    fn is_taken(&self, id: SessionId, origin: NodeId, number: u64) -> bool;
 }
 
 /// For whom a push is at another node.

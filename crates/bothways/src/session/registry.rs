@@ -472,13 +472,36 @@ impl Registry {
 
     /// Pushes here what another node has sent. False: it cannot be taken.
     #[cfg(feature = "cluster")]
-    pub(crate) fn push_carried(&self, to: &super::Destination, push: &Push, receipt: &Receipt) -> bool {
+    pub(crate) fn push_carried(
+        &self,
+        to: &super::Destination,
+        push: &Push,
+        receipt: &Receipt,
+        origin: (super::NodeId, u64),
+    ) -> bool {
         match to {
-            super::Destination::Sessions(target) => self.push_here(target, push, receipt).is_ok(),
+            super::Destination::Sessions(target) => self.push_of(target, push, receipt, origin).is_ok(),
             // Where nodes differ in what they keep, its messages would have no order.
             super::Destination::Topic(topic) if self.hub.keeps_history(topic) => false,
             super::Destination::Topic(topic) => self.hub.publish(topic, push, receipt).is_ok(),
         }
+    }
+
+    /// As [`Self::push_here`], the push of another node: a session that has come lately may have it already.
+    #[cfg(feature = "cluster")]
+    fn push_of(
+        &self,
+        target: &Target,
+        push: &Push,
+        receipt: &Receipt,
+        (node, number): (super::NodeId, u64),
+    ) -> Result<(), SendError> {
+        self.fan_out.check_running()?;
+        let mut found = self.find(target)?;
+        if let Some(beyond) = self.beyond.get() {
+            found.retain(|session| !beyond.is_taken(session.id(), node, number));
+        }
+        Ok(self.fan_out.push_to(&found, push, receipt)?)
     }
 
     /// As [`Self::push`], to sessions of this node only.

@@ -58,6 +58,8 @@ pub(crate) struct SessionImage {
     events: Vec<(u64, Event)>,
     /// The node that has given it; 0: it was left in the store.
     pub(crate) from: u64,
+    /// Up to which number it was given the pushes of each node.
+    pub(crate) taken: Vec<(u64, u64)>,
 }
 
 /// The ticket of a push whose session went on elsewhere: it follows what becomes of the push there. Dropped before
@@ -421,6 +423,7 @@ impl State {
             age: now.as_micros() as u64,
             events: event_log.last_events(EVENTS_MAX),
             from: 0,
+            taken: Vec::new(),
         }
     }
 }
