@@ -115,24 +115,33 @@ pub(super) enum End {
     Broken(u16, &'static str),
 }
 
-/// Reads frames, in place: a header that is cut off is all that it keeps.
+/// Reads frames, in place: a header that is cut off is all that it keeps. Each idle connection has one: what is rare is
+/// apart.
 #[derive(Debug)]
 pub(super) struct Reader {
     /// A client masks what it sends, and a server does not.
     is_masked: bool,
-    header: [u8; HEADER_BYTES_MAX],
-    header_bytes: usize,
-    /// Of the frame whose header is complete: how much of its payload is missing, and how much was there.
-    left: u64,
-    place: usize,
-    mask: [u8; 4],
-    /// That frame is a control frame, and this its payload so far.
-    control: Option<(Opcode, Vec<u8>)>,
     /// A message has begun, and its last frame has not come.
     is_mid_message: bool,
-    pings: Vec<Vec<u8>>,
-    end: Option<End>,
+    header: [u8; HEADER_BYTES_MAX],
+    header_bytes: u8,
+    /// Of the frame whose header is complete: how much of its payload is missing, and by how much more than fours it was
+    /// there.
+    left: u64,
+    place: u8,
+    mask: [u8; 4],
+    /// That frame is a control frame, and this its payload so far.
+    control: Option<Box<(Opcode, Vec<u8>)>>,
+    pings: Option<Box<Pings>>,
+    end: Option<Box<End>>,
 }
+
+/// Payloads of Pings, in order.
+#[derive(Debug, Default)]
+struct Pings(Vec<Vec<u8>>);
+
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Reader>() == 56);
 
 impl Reader {
     /// `is_masked`: of a client's frames.
@@ -146,19 +155,19 @@ impl Reader {
             mask: [0; 4],
             control: None,
             is_mid_message: false,
-            pings: Vec::new(),
+            pings: None,
             end: None,
         }
     }
 
     /// Payloads of Pings that came since the last question, in order.
     pub(super) fn take_pings(&mut self) -> Vec<Vec<u8>> {
-        std::mem::take(&mut self.pings)
+        self.pings.take().map(|pings| pings.0).unwrap_or_default()
     }
 
     /// How it ended, if it has.
     pub(super) fn end(&self) -> Option<&End> {
-        self.end.as_ref()
+        self.end.as_deref()
     }
 
     /// Takes what came. The payload in it moves to the front; answers how much it is. What follows an end is left.
@@ -166,34 +175,34 @@ impl Reader {
         let (mut read, mut kept) = (0, 0);
         while self.end.is_none() && read < bytes.len() {
             if self.left == 0 {
-                self.header[self.header_bytes] = bytes[read];
+                self.header[usize::from(self.header_bytes)] = bytes[read];
                 self.header_bytes += 1;
                 read += 1;
                 if let Err((status, why)) = self.look_at_header() {
-                    self.end = Some(End::Broken(status, why));
+                    self.end = Some(Box::new(End::Broken(status, why)));
                 }
                 continue;
             }
 
             let here = (bytes.len() - read).min(usize::try_from(self.left).unwrap_or(usize::MAX));
-            match &mut self.control {
+            let place = self.place.into();
+            match self.control.as_deref_mut() {
                 Some((_, payload)) => {
                     let begin = payload.len();
                     payload.extend_from_slice(&bytes[read..read + here]);
-                    apply_mask(&mut payload[begin..], self.mask, self.place);
+                    apply_mask(&mut payload[begin..], self.mask, place);
                 }
                 None => {
                     bytes.copy_within(read..read + here, kept);
                     if self.is_masked {
-                        apply_mask(&mut bytes[kept..kept + here], self.mask, self.place);
+                        apply_mask(&mut bytes[kept..kept + here], self.mask, place);
                     }
                     kept += here;
                 }
             }
             read += here;
             self.left -= here as u64;
-            // Only its rest by four matters.
-            self.place = (self.place + here) % 4;
+            self.place = ((place + here) % 4) as u8;
             if self.left == 0 {
                 self.end_frame();
             }
@@ -228,7 +237,7 @@ impl Reader {
 
         let len_bytes = [0, 2, 8][usize::from(short_len.saturating_sub(CONTROL_BYTES_MAX))];
         let mask_bytes = if is_masked { 4 } else { 0 };
-        if self.header_bytes < 2 + len_bytes + mask_bytes {
+        if usize::from(self.header_bytes) < 2 + len_bytes + mask_bytes {
             return Ok(());
         }
         let long = &self.header[2..2 + len_bytes];
@@ -246,7 +255,7 @@ impl Reader {
         }
         (self.header_bytes, self.left, self.place) = (0, len, 0);
         if opcode.is_control() {
-            self.control = Some((opcode, Vec::new()));
+            self.control = Some(Box::new((opcode, Vec::new())));
         } else {
             self.is_mid_message = !is_last;
         }
@@ -257,14 +266,15 @@ impl Reader {
     }
 
     fn end_frame(&mut self) {
-        match self.control.take() {
+        match self.control.take().map(|control| *control) {
             Some((Opcode::Ping, payload)) => {
-                if self.pings.len() == PINGS_MAX {
-                    self.pings.remove(0);
+                let Pings(pings) = &mut **self.pings.get_or_insert_default();
+                if pings.len() == PINGS_MAX {
+                    pings.remove(0);
                 }
-                self.pings.push(payload);
+                pings.push(payload);
             }
-            Some((Opcode::Close, payload)) => self.end = Some(close_of(&payload)),
+            Some((Opcode::Close, payload)) => self.end = Some(Box::new(close_of(&payload))),
             _ => {}
         }
     }
