@@ -53,7 +53,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let now = bob.subscribe("room.1").await?.position.ok_or("the room has a history")?;
     bob.subscribe_from("room.1", Position { offset: 0, ..now }).await?;
     let receipt = say("third")?;
-    println!("the room keeps it at {:?}, and {} are told", receipt.stored(), receipt.outcomes().targets());
+    println!("the room keeps it at {:?}, and {} are told", receipt.position(), receipt.outcomes().targets());
     read("bob", &mut to_bob, 3).await?;
     read("ann", &mut to_ann, 1).await?;
 
