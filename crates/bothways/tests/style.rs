@@ -224,7 +224,7 @@ fn files(folder: &Path, ends: &[&str], found: &mut Vec<PathBuf>) {
         let path = entry.expect("an entry").path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         match path.is_dir() {
-            true if name != "target" && !name.starts_with('.') => files(&path, ends, found),
+            true if name != "target" && name != "node_modules" && !name.starts_with('.') => files(&path, ends, found),
             false if ends.iter().any(|end| name.ends_with(end)) => found.push(path),
             _ => {}
         }
