@@ -286,7 +286,10 @@ impl ConnectionHandler for ServerHandler {
         match &self.0.hooks.auth {
             None => match self.0.sessions.bring(connection, &metadata) {
                 None => Box::pin(std::future::ready(Ok(()))),
-                Some(bringing) => Box::pin(async move { bringing.await.map_err(not_brought) }),
+                Some(bringing) => {
+                    let claim = self.claim(connection, &metadata);
+                    Box::pin(async move { brought(bringing.await, claim) })
+                }
             },
             Some(auth) => {
                 let claim = self.claim(connection, &metadata);
@@ -303,13 +306,12 @@ impl ConnectionHandler for ServerHandler {
                 Box::pin(async move {
                     decision.await.inspect_err(|error| shared.note_not_let_in(&connection, error))?;
                     // Only for who is let in another node is asked for anything.
-                    if let Some(bringing) = again.and_then(|hello| shared.sessions.bring(&connection, &hello)) {
-                        bringing.await.map_err(not_brought)?;
-                    }
-                    if let Some(claim) = claim {
-                        claim.granted();
-                    }
-                    Ok(())
+                    let bringing = again.and_then(|hello| shared.sessions.bring(&connection, &hello));
+                    let outcome = match bringing {
+                        Some(bringing) => bringing.await,
+                        None => Ok(()),
+                    };
+                    brought(outcome, claim)
                 })
             }
         }
@@ -352,6 +354,15 @@ impl ConnectionHandler for ServerHandler {
     fn handle_held(&self, connection: &Connection, reply: HeldReply) {
         self.0.sessions.put_behind(connection, reply);
     }
+}
+
+/// Its session is here now, or nowhere, or it is to come again.
+fn brought(outcome: Result<(), Duration>, claim: Option<Claim>) -> Result<(), AuthError> {
+    if let Some(claim) = claim {
+        // Also if it is refused: until its connection is over the session that it had stands for it.
+        claim.granted();
+    }
+    outcome.map_err(not_brought)
 }
 
 /// A client whose session cannot be had now keeps it.

@@ -427,7 +427,7 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// The client is let in: [`Registry::arrive`] ends it.
+    /// The client is let in: [`Registry::arrive`] ends it; or its connection ends, and with it what it claims.
     pub(crate) fn granted(mut self) {
         self.session = None;
     }

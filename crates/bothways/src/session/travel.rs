@@ -259,6 +259,10 @@ impl Registry {
             // What has no room here, or is not allowed, is left out.
             let _ = self.hub.subscribe(&session, pattern, None, *by_client);
         }
+        if !listens {
+            // While it was nowhere nobody kept what was published for it, and a living node sends that after it.
+            self.hub.tell_missed(&session);
+        }
         let waiting = self.waiting_of(&session, &session.lock());
         self.wait_for_client(waiting, since);
         Some(TakenIn { receipts })

@@ -5,5 +5,6 @@ mod leaving;
 #[path = "../cluster/support.rs"]
 #[allow(dead_code, reason = "others use the rest")]
 mod support;
+mod topics;
 mod trouble;
 mod ways;

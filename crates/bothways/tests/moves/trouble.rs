@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use bothways::{Stage, Target, cluster::memory::MemoryBroker, testing};
+use bothways::{
+    ClientOptions, Stage, Target,
+    cluster::{Cluster, memory::MemoryBroker},
+    testing,
+};
 use tokio::time::sleep;
 
 use crate::{
-    support::{Node, next, nodes, until},
+    support::{Node, next, nodes, nothing, until},
     ways::{goes_to, is_there, session_of, settle},
 };
 
@@ -18,6 +22,139 @@ async fn owed(one: &Node, text: &str) -> (testing::TestClient, bothways::session
     one.loses(&ann).await;
     let receipt = one.push(&Target::user("ann"), text);
     (ann, id, receipt)
+}
+
+/// Mail that is lost or doubled, a compare-and-set whose end nobody knows, reads that are old, a register or mail that is out
+/// for seven seconds: the client comes again until it has its session, whole and once.
+#[test]
+fn what_fails_for_a_while_costs_no_session() {
+    for trouble in [
+        "lost",
+        "answers lost",
+        "twice",
+        "unknown and done",
+        "unknown and not done",
+        "old reads",
+        "register",
+        "mail",
+        "both",
+    ] {
+        eprintln!("{trouble}");
+        testing::run(async {
+            let broker = MemoryBroker::new();
+            let [one, other] = nodes(&broker).await;
+            let (mut ann, id, receipt) = owed(&one, "a letter").await;
+            let faults = broker.faults();
+            match trouble {
+                "lost" => faults.lose_mail(3),
+                "answers lost" => faults.lose_answers(3),
+                "twice" => faults.repeat_mail(20),
+                "unknown and done" => faults.claims_unknown(2, true),
+                "unknown and not done" => faults.claims_unknown(2, false),
+                "old reads" => faults.reads_are_old(true),
+                "register" => faults.register_up(false),
+                "mail" => faults.mail_up(false),
+                _ => {
+                    faults.register_up(false);
+                    faults.mail_up(false);
+                }
+            }
+            goes_to(&ann, &other);
+            sleep(Duration::from_secs(7)).await;
+            if matches!(trouble, "register" | "mail" | "both") {
+                assert!(!is_there(&other, id), "{trouble}: nobody could bring it");
+            }
+            faults.register_up(true);
+            faults.mail_up(true);
+            faults.reads_are_old(false);
+            until("it is there", || is_there(&other, id)).await;
+            let came = tokio::time::timeout(Duration::from_secs(60), next(&mut ann)).await;
+            assert_eq!(came.as_deref(), Ok("a letter"), "{trouble}: {receipt:?}");
+            let outcomes = tokio::time::timeout(Duration::from_secs(300), receipt.handled()).await;
+            let outcomes = outcomes.unwrap_or_else(|_| receipt.outcomes());
+            assert_eq!((outcomes.targets(), outcomes.at(Stage::Handled)), (1, 1), "{trouble}: {receipt:?}");
+            nothing(&mut ann).await;
+        });
+    }
+}
+
+/// However much mail, or however many answers are lost, and whenever the client moves, before or after its push has got
+/// through to where it goes: it has each push once, and each receipt has one target.
+#[test]
+fn lost_mail_doubles_no_push() {
+    let mut wrong = Vec::new();
+    for (lost, answers) in [1, 2, 3, 5].into_iter().flat_map(|lost| [(lost, false), (lost, true)]) {
+        for after in [0, 3, 495, 990, 1500, 3100] {
+            testing::run(async {
+                let broker = MemoryBroker::new();
+                let [one, other, third] = nodes(&broker).await;
+                let (mut ann, id, receipt) = owed(&one, "of its node").await;
+                match answers {
+                    true => broker.faults().lose_answers(lost),
+                    false => broker.faults().lose_mail(lost),
+                }
+                let mut receipts = vec![("of its node", receipt)];
+                for (node, text) in [(&other, "of the next"), (&third, "of a third")] {
+                    receipts.push((text, node.push(&Target::user("ann"), text)));
+                }
+                sleep(Duration::from_millis(after)).await;
+                goes_to(&ann, &other);
+                sleep(Duration::from_millis(after)).await;
+                receipts.push(("late", one.push(&Target::user("ann"), "late")));
+                until("it is there", || is_there(&other, id)).await;
+                let mut came = Vec::new();
+                while let Ok(text) = tokio::time::timeout(Duration::from_secs(30), next(&mut ann)).await {
+                    came.push(text);
+                }
+                for (text, receipt) in &receipts {
+                    let count = came.iter().filter(|came| came == text).count();
+                    let outcomes = tokio::time::timeout(Duration::from_secs(300), receipt.handled()).await;
+                    let outcomes = outcomes.unwrap_or_else(|_| receipt.outcomes());
+                    if count != 1 || (outcomes.targets(), outcomes.at(Stage::Handled)) != (1, 1) {
+                        wrong.push(format!("{lost} {answers} {after} {text}: came {count} times, {receipt:?}"));
+                    }
+                }
+            });
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// While a session is brought to its client, which takes a while, the client has no other one to which something is
+/// pushed: not where there is no auth hook, either.
+#[test]
+fn a_client_whose_session_is_being_brought_is_no_other_target() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other] = [join_open(&broker).await, join_open(&broker).await];
+        until("they know each other", || one.server().nodes().is_some_and(|(_, others)| others.len() == 1)).await;
+        let mut ann = one.network.client(ClientOptions::new()).await.expect("it listens");
+        ann.welcomed().await;
+        let id = one.server().sessions(&Target::everyone()).expect("no topic").remove(0).id();
+        settle().await;
+        one.loses(&ann).await;
+
+        // The question for the session: its answer takes a second.
+        broker.faults().lose_answers(1);
+        goes_to(&ann, &other);
+        sleep(Duration::from_millis(500)).await;
+        let receipts = [one.push(&Target::everyone(), "one"), other.push(&Target::everyone(), "other")];
+        until("it is there", || is_there(&other, id)).await;
+        let came = std::collections::BTreeSet::from([next(&mut ann).await, next(&mut ann).await]);
+        assert_eq!(came, std::collections::BTreeSet::from(["one".to_owned(), "other".to_owned()]));
+        nothing(&mut ann).await;
+        for receipt in receipts {
+            let outcomes = receipt.handled().await;
+            assert_eq!((outcomes.targets(), outcomes.at(Stage::Handled)), (1, 1), "{receipt:?}");
+        }
+    });
+}
+
+/// A node that lets everybody in.
+async fn join_open(broker: &MemoryBroker) -> Node {
+    let server = bothways::Server::builder().build();
+    let id = server.join(Cluster::new(broker.engine())).await.expect("the engine works");
+    Node { id, network: testing::Network::new(server).await.expect("it runs") }
 }
 
 /// A node that is dead takes its sessions with it: until its lease has ended the client is refused, and keeps its session;

@@ -410,6 +410,14 @@ impl Hub {
         self.tell_missing(name);
     }
 
+    /// What was published to the topics with a history of this session may be missing: its client asks from where it is.
+    pub(crate) fn tell_missed(&self, session: &Session) {
+        let mut state = session.lock();
+        if state.patterns().names().any(|pattern| self.kept_options(pattern).is_some()) {
+            state.miss_and_tell(self.clock.fetch_add(1, Ordering::Relaxed));
+        }
+    }
+
     /// Tells the clients of all who subscribe that something is missing: they ask from where they are.
     fn tell_missing(&self, topic: &str) {
         let held_locks = HeldLocks::begin();

@@ -1,0 +1,123 @@
+//! Topics with a history of clients that go to another node.
+
+use std::time::Duration;
+
+use bothways::{
+    ClientOptions, Push, Server, Target,
+    cluster::{Cluster, memory::MemoryBroker},
+    session::{SessionId, TopicOptions},
+    testing::{self, Network},
+};
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    support::{Node, next, nothing, until},
+    ways::{goes_to, is_there, settle},
+};
+
+/// A node that keeps what is published to `log`, and lets everybody in.
+async fn join(broker: &MemoryBroker) -> Node {
+    let kept = TopicOptions::new().history(100, Duration::from_secs(3600)).open();
+    let server = Server::builder().topic("log", kept).expect("a pattern").build();
+    let id = server.join(Cluster::new(broker.engine())).await.expect("the engine works");
+    Node { id, network: Network::new(server).await.expect("it runs") }
+}
+
+/// Whatever is lost on the way of its session, a subscriber gets each message of a topic with history, once, also the last
+/// one before a silence.
+#[test]
+fn a_subscriber_that_moves_gets_each_message_once() {
+    let mut wrong = Vec::new();
+    for (lost, answers) in [(0, false), (1, false), (1, true), (2, false), (2, true)] {
+        for count in 0..7 {
+            testing::run(async {
+                let broker = MemoryBroker::new();
+                let [one, other, third] = [join(&broker).await, join(&broker).await, join(&broker).await];
+                for node in [&one, &other, &third] {
+                    let knows = || node.server().nodes().is_some_and(|(_, others)| others.len() == 2);
+                    until("all know each other", knows).await;
+                }
+                let (mut ann, id) = subscriber(&one).await;
+                let publish = |text: &str| {
+                    third.server().publish("log", &Push::new("News", "say", text.to_owned())).expect("small")
+                };
+                publish("seen");
+                assert_eq!(next(&mut ann).await, "seen");
+
+                one.loses(&ann).await;
+                publish("owed");
+                settle().await;
+                match answers {
+                    true => broker.faults().lose_answers(lost),
+                    false => broker.faults().lose_mail(lost),
+                }
+                goes_to(&ann, &other);
+                for number in 0..count {
+                    sleep(Duration::from_millis(350)).await;
+                    publish(&number.to_string());
+                }
+                until("it is there", || is_there(&other, id)).await;
+                let mut came = Vec::new();
+                while let Ok(text) = timeout(Duration::from_secs(60), next(&mut ann)).await {
+                    came.push(text);
+                }
+                let expected: Vec<String> =
+                    std::iter::once("owed".to_owned()).chain((0..count).map(|number| number.to_string())).collect();
+                came.sort();
+                let mut sorted = expected.clone();
+                sorted.sort();
+                if came != sorted {
+                    wrong.push(format!("{lost} {answers}: {came:?} and not {expected:?}"));
+                }
+            });
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// What is published while a session is in the store its client asks for when it is back, also if nothing is published
+/// after that; what it is owed by its session it gets once.
+#[test]
+fn what_was_published_while_a_session_was_parked_is_asked_for() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other] = [join(&broker).await, join(&broker).await];
+        until("they know each other", || one.server().nodes().is_some_and(|(_, others)| others.len() == 1)).await;
+        let (mut ann, id) = subscriber(&one).await;
+        let publish = |text: &str| other.server().publish("log", &Push::new("News", "say", text.to_owned()));
+        publish("seen").expect("small");
+        assert_eq!(next(&mut ann).await, "seen");
+
+        one.loses(&ann).await;
+        for text in ["1", "2"] {
+            publish(text).expect("small");
+        }
+        settle().await;
+        let report = one.server().drain(Duration::from_secs(5), 100).await;
+        assert_eq!(report.sessions_parked, 1, "{report:?}");
+        for text in ["3", "4"] {
+            publish(text).expect("small");
+        }
+        settle().await;
+        goes_to(&ann, &other);
+        until("it is there", || is_there(&other, id)).await;
+        for text in ["1", "2", "3", "4"] {
+            let came = timeout(Duration::from_secs(60), next(&mut ann)).await;
+            assert_eq!(came.as_deref(), Ok(text));
+        }
+        nothing(&mut ann).await;
+        publish("5").expect("small");
+        assert_eq!(next(&mut ann).await, "5");
+        nothing(&mut ann).await;
+    });
+}
+
+/// A client there that subscribes to `log`.
+async fn subscriber(node: &Node) -> (testing::TestClient, SessionId) {
+    let client = node.network.client(ClientOptions::new()).await.expect("it listens");
+    client.welcomed().await;
+    let id = node.server().sessions(&Target::everyone()).expect("no topic").remove(0).id();
+    client.client.subscribe("log").await.expect("it is open");
+    settle().await;
+    (client, id)
+}
