@@ -154,7 +154,7 @@ impl Hub {
     /// True if sessions of this node get messages of this topic.
     pub(crate) fn has_subscribers(&self, topic: &str) -> bool {
         let mut some = false;
-        self.subscriptions.read().each(topic, |subscribers| some |= subscribers.len() != 0);
+        self.subscriptions.read().each(topic, |subscribers| some |= !subscribers.is_empty());
         some
     }
 
