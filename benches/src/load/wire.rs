@@ -22,7 +22,7 @@ pub struct Wire {
     pub(super) greet: fn(&mut TcpStream) -> anyhow::Result<()>,
     /// What a frame carries of a stream whose own frames are cut anywhere: these are what `pushes` gets. `None`: a frame is
     /// what it is.
-    pub(super) carries: Option<fn(&[u8]) -> anyhow::Result<&[u8]>>,
+    pub(super) carries: Option<Carries>,
     /// Calls the function for each push in a frame.
     pub(super) pushes: fn(&[u8], EachPush<'_>) -> anyhow::Result<()>,
     /// Publishes, on a new connection without a handshake.
@@ -54,6 +54,8 @@ impl std::fmt::Debug for Wire {
     }
 }
 
+/// A frame, and what it carries.
+type Carries = fn(&[u8]) -> anyhow::Result<&[u8]>;
 type EachPush<'a> = &'a mut dyn FnMut(Pushed) -> anyhow::Result<()>;
 
 /// A push, as it came.
