@@ -349,10 +349,14 @@ impl Moves {
         self.have_left() || self.come.load(Ordering::Acquire) != 0
     }
 
-    /// True if a session that came lately has the push of this number of that node already.
-    pub(super) fn is_taken(&self, id: SessionId, origin: NodeId, number: PushNumber) -> bool {
-        self.come.load(Ordering::Acquire) != 0
-            && self.state.lock().came.get(&id).is_some_and(|came| is_before(&came.taken, origin, number))
+    /// The sessions that came lately and have the push of this number of that node already.
+    pub(super) fn taken_of(&self, origin: NodeId, number: PushNumber) -> Vec<SessionId> {
+        if self.come.load(Ordering::Acquire) == 0 {
+            return Vec::new();
+        }
+        let state = self.state.lock();
+        let taken = state.came.iter().filter(|(_, came)| is_before(&came.taken, origin, number));
+        taken.map(|(id, _)| *id).collect()
     }
 
     /// Up to which numbers a session of this node has the pushes of each.

@@ -973,8 +973,8 @@ impl Elsewhere for Node {
         self.moves.have_left()
     }
 
-    fn is_taken(&self, id: SessionId, origin: NodeId, number: u64) -> bool {
-        self.moves.is_taken(id, origin, number)
+    fn taken(&self, origin: NodeId, number: u64) -> Vec<SessionId> {
+        self.moves.taken_of(origin, number)
     }
 }
 

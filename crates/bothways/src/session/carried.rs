@@ -41,8 +41,8 @@ pub(crate) trait Elsewhere: Callable {
     /// True if there are such sessions.
     fn has_left(&self) -> bool;
 
-    /// True if this session has come lately, and has the push of this number of that node already.
-    fn is_taken(&self, id: SessionId, origin: NodeId, number: u64) -> bool;
+    /// The sessions that have come lately, and have the push of this number of that node already.
+    fn taken(&self, origin: NodeId, number: u64) -> Vec<SessionId>;
 }
 
 /// For whom a push is at another node.

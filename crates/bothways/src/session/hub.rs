@@ -273,6 +273,33 @@ impl Hub {
         self.publish_kept(&topic, options, push, positioned, receipt, delivered)
     }
 
+    /// As [`Self::publish`] to a topic of which nothing is kept, to all but these.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn publish_to_others(
+        &self,
+        topic: &str,
+        push: &Push,
+        receipt: &Receipt,
+        except: &[super::SessionId],
+    ) -> Result<(), SendError> {
+        if except.is_empty() {
+            return self.publish(topic, push, receipt);
+        }
+        let mut delivered = self.fan_out.begin();
+        self.fan_out.check_running()?;
+        topic::check_topic(topic)?;
+        push.check_reserved()?;
+
+        let mut positioned = push.clone();
+        positioned.metadata.insert(keys::TOPIC, topic);
+        let except: HashSet<super::SessionId> = except.iter().copied().collect();
+        let all = self.subscribers(topic);
+        let others = all.iter().filter(|session| !except.contains(&session.id())).cloned().collect();
+        let outcome = self.deliver_unkept(&Listing::Short(others), push, &positioned, receipt, &mut delivered);
+        self.fan_out.write(delivered);
+        outcome
+    }
+
     /// True if messages of this topic are kept.
     #[cfg(feature = "cluster")]
     pub(super) fn keeps_history(&self, topic: &str) -> bool {
@@ -288,13 +315,23 @@ impl Hub {
         receipt: &Receipt,
         mut delivered: Delivered,
     ) -> Result<(), SendError> {
-        let with_topic = self.fan_out.encode(&positioned)?;
-        let subscribers = self.subscribers(topic);
-        let listed = Listed::new(&subscribers);
-        let published = Publishing { with_topic: &with_topic, listed: &listed, topic: None, listing: &subscribers };
-        let outcome = self.fan_out.deliver_of_topic(&published, push, receipt, &mut delivered);
+        let outcome = self.deliver_unkept(&self.subscribers(topic), push, &positioned, receipt, &mut delivered);
         self.fan_out.write(delivered);
-        Ok(outcome?)
+        outcome
+    }
+
+    fn deliver_unkept(
+        &self,
+        subscribers: &Listing<Session>,
+        push: &Push,
+        positioned: &Push,
+        receipt: &Receipt,
+        delivered: &mut Delivered,
+    ) -> Result<(), SendError> {
+        let with_topic = self.fan_out.encode(positioned)?;
+        let listed = Listed::new(subscribers);
+        let published = Publishing { with_topic: &with_topic, listed: &listed, topic: None, listing: subscribers };
+        Ok(self.fan_out.deliver_of_topic(&published, push, receipt, delivered)?)
     }
 
     fn publish_kept(

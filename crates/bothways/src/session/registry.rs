@@ -483,7 +483,9 @@ impl Registry {
             super::Destination::Sessions(target) => self.push_of(target, push, receipt, origin).is_ok(),
             // Where nodes differ in what they keep, its messages would have no order.
             super::Destination::Topic(topic) if self.hub.keeps_history(topic) => false,
-            super::Destination::Topic(topic) => self.hub.publish(topic, push, receipt).is_ok(),
+            super::Destination::Topic(topic) => {
+                self.hub.publish_to_others(topic, push, receipt, &self.taken(origin)).is_ok()
+            }
         }
     }
 
@@ -494,14 +496,19 @@ impl Registry {
         target: &Target,
         push: &Push,
         receipt: &Receipt,
-        (node, number): (super::NodeId, u64),
+        origin: (super::NodeId, u64),
     ) -> Result<(), SendError> {
         self.fan_out.check_running()?;
         let mut found = self.find(target)?;
-        if let Some(beyond) = self.beyond.get() {
-            found.retain(|session| !beyond.is_taken(session.id(), node, number));
-        }
+        let taken = self.taken(origin);
+        found.retain(|session| !taken.contains(&session.id()));
         Ok(self.fan_out.push_to(&found, push, receipt)?)
+    }
+
+    /// The sessions that have come lately and have this push already: a few at most.
+    #[cfg(feature = "cluster")]
+    fn taken(&self, (node, number): (super::NodeId, u64)) -> Vec<SessionId> {
+        self.beyond.get().map(|beyond| beyond.taken(node, number)).unwrap_or_default()
     }
 
     /// As [`Self::push`], to sessions of this node only.

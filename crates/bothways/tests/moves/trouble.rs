@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bothways::{
-    ClientOptions, Stage, Target,
+    ClientOptions, Push, Stage, Target,
     cluster::{Cluster, memory::MemoryBroker},
     testing,
 };
@@ -79,7 +79,7 @@ fn what_fails_for_a_while_costs_no_session() {
 }
 
 /// However much mail, or however many answers are lost, and whenever the client moves, before or after its push has got
-/// through to where it goes: it has each push once, and each receipt has one target.
+/// through to where it goes: it has each push, and each message of its topic, once, and each receipt has one target.
 #[test]
 fn lost_mail_doubles_no_push() {
     let mut wrong = Vec::new();
@@ -89,6 +89,8 @@ fn lost_mail_doubles_no_push() {
                 let broker = MemoryBroker::new();
                 let [one, other, third] = nodes(&broker).await;
                 let (mut ann, id, receipt) = owed(&one, "of its node").await;
+                let session = one.server().sessions(&Target::session(id)).expect("no topic").remove(0);
+                session.subscribe("plain").expect("a topic");
                 match answers {
                     true => broker.faults().lose_answers(lost),
                     false => broker.faults().lose_mail(lost),
@@ -96,6 +98,10 @@ fn lost_mail_doubles_no_push() {
                 let mut receipts = vec![("of its node", receipt)];
                 for (node, text) in [(&other, "of the next"), (&third, "of a third")] {
                     receipts.push((text, node.push(&Target::user("ann"), text)));
+                }
+                for (node, text) in [(&one, "of a topic"), (&other, "of a topic, there"), (&third, "of a topic, far")] {
+                    let push = Push::new("Mail", "New", text.to_owned());
+                    receipts.push((text, node.server().publish("plain", &push).expect("small")));
                 }
                 sleep(Duration::from_millis(after)).await;
                 goes_to(&ann, &other);
