@@ -93,10 +93,12 @@ pub(crate) fn client_of(trusted: &[Network], peer: &Arc<str>, headers: &HeaderMa
     if !is_proxy(trusted, peer) {
         return Arc::clone(peer);
     }
-    let values = headers.get_all(FORWARDED_FOR).iter().rev().filter_map(|value| value.to_str().ok());
+    // A proxy adds its part to the line that a client sent: what that has in it, of whatever bytes, says nothing of the part.
+    let parts =
+        headers.get_all(FORWARDED_FOR).iter().rev().flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     let mut client = None;
-    for said in values.flat_map(|value| value.rsplit(',')).take(PROXIES_MAX) {
-        let Some(address) = address(said.trim()) else { break };
+    for said in parts.take(PROXIES_MAX) {
+        let Some(address) = std::str::from_utf8(said).ok().and_then(|said| address(said.trim())) else { break };
         client = Some(address);
         if !trusted.iter().any(|network| network.contains(address.ip())) {
             break;
@@ -138,9 +140,12 @@ mod tests {
     #[test]
     fn a_client_cannot_say_who_it_is() {
         let trusted: Vec<Network> = ["10.0.0.0/8", "::1"].iter().map(|text| text.parse().expect("it is one")).collect();
-        let client = |trusted: &[Network], peer: &str, said: &[&'static str]| {
+        let client = |trusted: &[Network], peer: &str, said: &[&str]| {
             let mut headers = HeaderMap::new();
-            said.iter().for_each(|value| _ = headers.append(FORWARDED_FOR, HeaderValue::from_static(value)));
+            for line in said {
+                let bytes: Vec<u8> = line.chars().map(|c| u8::try_from(c).expect("a byte")).collect();
+                headers.append(FORWARDED_FOR, HeaderValue::from_bytes(&bytes).expect("no byte ends it"));
+            }
             client_of(trusted, &peer.into(), &headers).to_string()
         };
         for (peer, said, expected) in [
@@ -153,6 +158,9 @@ mod tests {
             ("http@10.0.0.1:5", &["[2001:db8::7]"], "http@[2001:db8::7]:0"),
             ("http@10.0.0.1:5", &["1.1.1.1, nonsense"], "http@10.0.0.1:5"),
             ("http@10.0.0.1:5", &["1.1.1.1, nonsense, 10.0.0.4"], "http@10.0.0.4:0"),
+            ("http@10.0.0.1:5", &["\u{ff}, 198.51.100.7"], "http@198.51.100.7:0"),
+            ("http@10.0.0.1:5", &["1.1.1.1\u{ff}", "\u{80},\u{c3}, 198.51.100.7 , 10.9.9.9"], "http@198.51.100.7:0"),
+            ("http@10.0.0.1:5", &["1.1.1.1, 198.51.100.7\u{ff}"], "http@10.0.0.1:5"),
             ("unknown", &["1.1.1.1"], "unknown"),
         ] {
             assert_eq!(client(&trusted, peer, said), expected, "{peer} {said:?}");
