@@ -28,6 +28,7 @@ mod window;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
@@ -61,6 +62,9 @@ const TOGETHER_BYTES: usize = 1 << 20;
 
 /// Most named devices of one user. One more reads with the cursor that those without a name share.
 pub(super) const DEVICES_MAX: usize = 16;
+
+/// Users whose devices are given a cursor at the same time.
+const NAMING_AT_ONCE: usize = 64;
 
 /// The device of a client that names none.
 pub(super) const DEFAULT_DEVICE: &str = "default";
@@ -156,6 +160,7 @@ pub(crate) struct Mailboxes {
     readers: Mutex<HashMap<SessionId, Arc<Reader>>>,
     /// The names that clients gave their devices, of those that gave one.
     devices: Mutex<HashMap<SessionId, Arc<str>>>,
+    naming: [tokio::sync::Mutex<()>; NAMING_AT_ONCE],
     told: Told,
 }
 
@@ -229,6 +234,7 @@ impl Mailboxes {
             outgoing: Mutex::default(),
             readers: Mutex::default(),
             devices: Mutex::default(),
+            naming: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             told: Told::default(),
         })
     }
@@ -418,6 +424,13 @@ impl Mailboxes {
     /// The name of its device.
     pub(super) fn device_of(&self, session: SessionId) -> Arc<str> {
         self.devices.lock().get(&session).cloned().unwrap_or_else(|| DEFAULT_DEVICE.into())
+    }
+
+    /// One device of this user is given a cursor at a time: so many there are, none comes between. Of other nodes it is not
+    /// known; the bound is theirs together, except for those that come there meanwhile.
+    async fn turn_to_name(&self, user: &str) -> tokio::sync::MutexGuard<'_, ()> {
+        let place = BuildHasherDefault::<DefaultHasher>::default().hash_one(user) as usize % NAMING_AT_ONCE;
+        self.naming[place].lock().await
     }
 
     /// This session has ended.

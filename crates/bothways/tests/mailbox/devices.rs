@@ -1,8 +1,15 @@
 //! Each named device has its own place in the mailbox.
 
-use bothways::testing;
+use std::{sync::Arc, time::Duration};
 
-use crate::support::{alone, client, next, next_of, nothing_for, stored, until_letters};
+use bothways::{
+    ClientOptions,
+    cluster::memory::{MemoryBroker, MemoryEngine},
+    store::{AppendError, BoxFuture, EngineDown, Log, NewEntry, Page, Place, Store, Stored},
+    testing,
+};
+
+use crate::support::{alone, builder, client, network, next, next_of, nothing_for, stored, until_letters};
 
 /// Each named device gets everything once, when it comes; those without a name share one place.
 #[test]
@@ -97,9 +104,81 @@ fn names_have_a_bound() {
         }
         let mail = network.server().mail().expect("a store");
         let devices = mail.devices("ann").await.expect("it works");
-        assert!(devices.len() <= 18, "{}", devices.len());
+        let named = devices.iter().filter(|(name, _)| name != "default").count();
+        assert_eq!((named, devices.len()), (16, 17), "{devices:?}");
         stored(&network, "ann", "1").await;
         let mut last = client(&network, "ann", Some("device 19")).await;
         assert_eq!(next(&mut last).await, "1");
+    });
+}
+
+/// A store whose answers take as long as those of one over a network.
+struct Far(Arc<MemoryEngine>);
+
+impl Far {
+    fn after<T: Send + 'static>(answer: BoxFuture<T>) -> BoxFuture<T> {
+        Box::pin(async {
+            let answer = answer.await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            answer
+        })
+    }
+}
+
+impl Store for Far {
+    fn append(&self, to: Log, entry: NewEntry) -> BoxFuture<Result<Stored, AppendError>> {
+        Self::after(self.0.append(to, entry))
+    }
+
+    fn read(&self, from: Log, after: u64, max: usize) -> BoxFuture<Result<Page, EngineDown>> {
+        Self::after(self.0.read(from, after, max))
+    }
+
+    fn cursor(&self, of: Log, reader: String) -> BoxFuture<Result<Option<Place>, EngineDown>> {
+        Self::after(self.0.cursor(of, reader))
+    }
+
+    fn cursors(&self, of: Log) -> BoxFuture<Result<Vec<(String, Place)>, EngineDown>> {
+        Self::after(self.0.cursors(of))
+    }
+
+    fn advance(&self, of: Log, reader: String, to: Place, keep: Duration) -> BoxFuture<Result<Place, EngineDown>> {
+        Self::after(self.0.advance(of, reader, to, keep))
+    }
+
+    fn trim(&self, log: Log, upto: Place) -> BoxFuture<Result<(), EngineDown>> {
+        Self::after(self.0.trim(log, upto))
+    }
+
+    fn remove(&self, from: Log, place: Place) -> BoxFuture<Result<bool, EngineDown>> {
+        Self::after(self.0.remove(from, place))
+    }
+
+    fn list(&self, after: Log, max: usize) -> BoxFuture<Result<Vec<(String, usize)>, EngineDown>> {
+        Self::after(self.0.list(after, max))
+    }
+}
+
+/// Many that come at the same moment are as many as those that come one by one.
+#[test]
+fn names_that_come_at_once_have_the_same_bound() {
+    testing::run(async {
+        let network = network(builder().store(Far(MemoryBroker::new().engine())).build()).await;
+        let mut clients = Vec::new();
+        for number in 0..40 {
+            let options = ClientOptions::new().auth("ann").device(&format!("device {number}"));
+            clients.push(network.client(options).await.expect("the server listens"));
+        }
+        for client in &clients {
+            client.welcomed().await;
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let mail = network.server().mail().expect("a store");
+        let devices = mail.devices("ann").await.expect("it works");
+        let named = devices.iter().filter(|(name, _)| name != "default").count();
+        assert_eq!((named, devices.len()), (16, 17), "{devices:?}");
+
+        stored(&network, "ann", "1").await;
+        assert_eq!(next(&mut clients[0]).await, "1");
     });
 }

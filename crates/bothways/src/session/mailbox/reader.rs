@@ -175,6 +175,10 @@ pub(super) async fn run(mail: Arc<Mailboxes>, session: Session, reader: Arc<Read
     }
 }
 
+fn cursor_of(cursors: &[(String, Place)], device: &str) -> Option<Place> {
+    cursors.iter().find(|(name, _)| name == device).map(|(_, place)| *place)
+}
+
 /// A letter between the store and its end.
 #[derive(Clone, Debug)]
 struct InHand {
@@ -344,15 +348,26 @@ impl<'a> Reading<'a> {
 
     /// Finds the cursor. False: the store does not answer.
     async fn begin(&mut self) -> bool {
-        let cursors = self.mail.store.cursors(self.log());
-        let Some(cursors) = self.ask(cursors).await else { return false };
-        let of_device = |device: &str| cursors.iter().find(|(name, _)| *name == *device).map(|(_, place)| *place);
-        let mut cursor = of_device(&self.device);
-        if cursor.is_none() && DEVICES_MAX < cursors.len() && *self.device != *DEFAULT_DEVICE {
+        let mail = self.mail;
+        let cursors = mail.store.cursors(self.log());
+        let Some(mut cursors) = self.ask(cursors).await else { return false };
+
+        // A new device is counted and has its cursor before the next one of this user is counted.
+        let is_new = *self.device != *DEFAULT_DEVICE && cursor_of(&cursors, &self.device).is_none();
+        let _turn = if is_new { Some(mail.turn_to_name(&self.user).await) } else { None };
+        if is_new {
+            let asked = mail.store.cursors(self.log());
+            let Some(by_now) = self.ask(asked).await else { return false };
+            cursors = by_now;
+        }
+
+        let mut cursor = cursor_of(&cursors, &self.device);
+        let named = cursors.iter().filter(|(name, _)| name != DEFAULT_DEVICE).count();
+        if is_new && cursor.is_none() && DEVICES_MAX <= named {
             let (session, user) = (self.session.id(), &self.user);
             tell!(self.mail.told.devices, warn, %session, %user, "a user has too many named devices: one is read as if unnamed");
             self.device = DEFAULT_DEVICE.into();
-            cursor = of_device(&self.device);
+            cursor = cursor_of(&cursors, &self.device);
         }
 
         self.has_cursor = cursor.is_some();
