@@ -5,6 +5,7 @@ use std::time::Duration;
 use bothways::{Push, Stage, Target, session::TopicOptions};
 use bothways_http::FrontOptions;
 use serde_json::Value;
+use tokio::io::AsyncReadExt;
 
 #[allow(dead_code, reason = "it is the support of other tests too")]
 #[path = "it/support.rs"]
@@ -197,4 +198,27 @@ async fn kept_events_have_one_bound() {
     until("it is gone", || served.front.stats().streams + served.front.stats().streams_waiting == 0).await;
     let ended = tokio::time::timeout(LONG, receipt.expect("sent").handled()).await.expect("its session ends");
     assert_eq!(ended.at(Stage::Handled), 0, "nobody has had it: {ended:?}");
+}
+
+/// An event is not handled before HTTP has taken all of it: its client reads nothing, and then does.
+#[tokio::test]
+async fn what_is_half_written_is_not_handled() {
+    let served = serve(with_users(), FrontOptions::new().stream_queue(16, 32 << 20)).await;
+    let mut reader = Reader::open(&served, "/events", ANN).await;
+    reader.next().await;
+    let large = Push::of("N", "n", &"x".repeat(7 << 20)).expect("it is encoded");
+    let receipt = served.server.push(&Target::user("ann"), &large).expect("sent");
+    until("it is taken from the queue", || 7 << 20 < served.front.stats().stream_bytes).await;
+    assert!(tokio::time::timeout(Duration::from_millis(300), receipt.clone().handled()).await.is_err());
+    assert_eq!(receipt.outcomes().open(), 1, "it is larger than what the system and HTTP keep");
+
+    let (mut read, mut piece) = (0, vec![0; 256 << 10]);
+    while read < 7 << 20 {
+        let reading = tokio::time::timeout(LONG, reader.http.stream.read(&mut piece)).await.expect("in time");
+        let len = reading.expect("it is open");
+        assert_ne!(len, 0, "it ends after {read} bytes");
+        read += len;
+    }
+    let handled = tokio::time::timeout(LONG, receipt.handled()).await.expect("in time");
+    assert_eq!(handled.at(Stage::Handled), 1);
 }

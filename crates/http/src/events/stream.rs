@@ -110,6 +110,8 @@ struct State {
     next: u64,
     /// Where the client says what it has handled.
     acks: Option<Acks>,
+    /// Where it does not: the number of the last event, and what that was made of, until HTTP has taken all of it.
+    untaken: Option<(u64, ServerMessage)>,
     /// Which response reads: the last one that came.
     reader: u64,
     /// Since when nobody reads.
@@ -137,6 +139,7 @@ impl Stream {
             kept_bytes: 0,
             next: 0,
             acks: wants_acks.then(Acks::default),
+            untaken: None,
             reader: 0,
             waiting_since: None,
             is_watched: false,
@@ -353,6 +356,8 @@ impl Events {
         if state.reader != self.reader {
             return Poll::Ready(false);
         }
+        // HTTP asks for more, so it has taken what is before: that is handled, as far as the server is told.
+        drop(state.untaken.take_if(|(number, _)| *number < self.at));
         if let Some(kept) = state.kept.get(self.at.saturating_sub(state.first()) as usize) {
             let id = LastSeen { key: self.stream.key, number: self.at };
             self.ready.extend(kept.event.parts(&id.text()));
@@ -374,8 +379,13 @@ impl Events {
                 }
                 match state.encode(&message, streams.encodings(), self.stream.place.peer()) {
                     Some(event) => {
-                        // Without acknowledgements it is handled, as far as the server is told: it is kept from now on.
-                        let message = state.acks.is_some().then_some(message);
+                        let message = match state.acks {
+                            Some(_) => Some(message),
+                            None => {
+                                state.untaken = Some((state.next, message));
+                                None
+                            }
+                        };
                         state.keep(Kept { event, message }, bounds);
                         return Poll::Ready(true);
                     }
@@ -401,8 +411,9 @@ impl Events {
 }
 
 impl Drop for State {
-    /// What its client has not acknowledged, nobody says that it has.
+    /// What its client has not acknowledged, or was not written as a whole, nobody says to be handled.
     fn drop(&mut self) {
+        self.untaken.take().into_iter().for_each(|(_, message)| message.forget());
         self.kept.drain(..).filter_map(|kept| kept.message).for_each(ServerMessage::forget);
     }
 }
