@@ -36,7 +36,8 @@ impl Default for Calm {
 }
 
 impl Calm {
-    /// For so many lines in one pause. Where one has no owner whose life it could share, it is a static.
+    /// For so many lines in one pause; with 0, for none ever. Where one has no owner whose life it could share, it is a
+    /// static.
     pub(crate) const fn new(lines: u32) -> Self {
         let state = State { told: None, lines: 0, left_out: 0 };
         Self { lines, state: parking_lot::const_mutex(state) }
@@ -44,6 +45,9 @@ impl Calm {
 
     /// Something happened. `Some`: tell it, and that so many before it were left out.
     pub(crate) fn due(&self) -> Option<u64> {
+        if self.lines == 0 {
+            return None;
+        }
         let mut state = self.state.lock();
         let now = Instant::now();
         // A moment to come is of another runtime's clock, which was moved.
@@ -147,6 +151,14 @@ mod tests {
         assert_eq!([(); 5].map(|()| calm.due()), [Some(0), Some(0), Some(0), None, None]);
         tokio::time::advance(PAUSE).await;
         assert_eq!([(); 4].map(|()| calm.due()), [Some(2), Some(0), Some(0), None]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn none_is_told_where_none_may_be() {
+        let calm = Calm::new(0);
+        assert_eq!((calm.due(), calm.due()), (None, None));
+        tokio::time::advance(PAUSE * 2).await;
+        assert_eq!(calm.due(), None);
     }
 
     /// The first is told, then one each ten seconds, with how many were not.

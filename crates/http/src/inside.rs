@@ -128,7 +128,9 @@ impl Entrance {
             .reconnect(Reconnect::Never)
             // The other end is in this process.
             .heartbeat(Heartbeat::never())
-            .limits(limits);
+            .limits(limits)
+            // What a stranger does is told by the server, once in a while: here it would be a line for each request.
+            .quiet(true);
         Ok(if token.is_empty() { options } else { options.auth(token) })
     }
 }

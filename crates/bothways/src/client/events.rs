@@ -218,6 +218,7 @@ pub struct ConnectionEvents {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EventSender {
     shared: Arc<Subscribers>,
+    is_quiet: bool,
 }
 
 /// Who waits for an event that was told. Woken when this is dropped and all locks are free: a waker may look at the client.
@@ -334,6 +335,11 @@ impl State {
 }
 
 impl EventSender {
+    /// The same, which logs at level debug only.
+    pub(crate) fn quiet(self, is_quiet: bool) -> Self {
+        Self { is_quiet, ..self }
+    }
+
     pub(crate) fn tell(&self, event: &ConnectionEvent) {
         drop(self.tell_under_lock(event));
     }
@@ -342,7 +348,10 @@ impl EventSender {
     #[must_use]
     pub(crate) fn tell_under_lock(&self, event: &ConnectionEvent) -> Readers {
         let mut readers = Vec::new();
-        event.log();
+        match self.is_quiet {
+            true => tracing::debug!(?event, "a connection changed"),
+            false => event.log(),
+        }
         self.shared.list.lock().retain(|subscriber| {
             let Some(subscriber) = subscriber.upgrade() else { return false };
             let mut state = subscriber.lock();

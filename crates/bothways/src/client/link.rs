@@ -51,7 +51,7 @@ use super::{
     subscriptions::Subscriptions,
 };
 use crate::{
-    calm::Said,
+    calm::{Calm, Said},
     clock::{after, later, spread},
     connection::{Connection, ConnectionHandler, ConnectionId, Methods, Settings, recycle::Sweeper},
     error::{CloseReason, ConnectError},
@@ -196,6 +196,10 @@ impl Link {
         Common { events, keys, oneways_lost }: Common,
         subscriptions: Subscriptions,
     ) -> Arc<Self> {
+        let is_quiet = options.is_quiet();
+        let events = events.quiet(is_quiet);
+        // Told in one pause, of each kind.
+        let lines = if is_quiet { 0 } else { 1 };
         let adder = messages.as_ref().map(MessageQueue::adder);
         let goes_to_handlers = messages.as_ref().is_some_and(MessageQueue::goes_to_handlers);
 
@@ -212,7 +216,7 @@ impl Link {
             receivers: Mutex::default(),
             subscriptions: Arc::new(subscriptions),
             memory: Arc::default(),
-            returned: Arc::new(Returned::counting_in(oneways_lost)),
+            returned: Arc::new(Returned::counting_in(oneways_lost, lines)),
             is_unlisted: false.into(),
         });
 
@@ -243,8 +247,8 @@ impl Link {
             events: events.clone(),
             results: Results::default(),
             turn: Mutex::default(),
-            warned: false.into(),
-            repeats: Default::default(),
+            warned: is_quiet.into(),
+            repeats: Calm::new(lines),
         });
 
         let methods = Methods::announce(&handler.handlers.routes());

@@ -8,7 +8,7 @@ use super::messages::{MessageQueue, QueueBounds, ServerMessages};
 use crate::{
     call::{CallLayer, CallLayers},
     clock::backoff,
-    connection::{Overflow, Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
+    connection::{Load, Overflow, Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
     options::{Heartbeat, QueueBound},
     packing::Room,
     reply::BoxFuture,
@@ -68,6 +68,7 @@ pub struct ClientOptions {
     backoff_base: Duration,
     backoff_max: Duration,
     queue: QueueBounds,
+    is_quiet: bool,
     layers: CallLayers,
     transports: Transports,
 }
@@ -100,6 +101,7 @@ impl Default for ClientOptions {
                 tracked_max: 16_384,
                 tracked_bytes_max: 16 << 20,
             },
+            is_quiet: false,
             layers: CallLayers::default(),
             transports: Transports::default(),
         }
@@ -225,6 +227,26 @@ impl ClientOptions {
     pub fn reconnect(mut self, reconnect: Reconnect) -> Self {
         self.reconnect = reconnect;
         self
+    }
+
+    /// Writes what happens to this client, such as a refused token, to the log at level debug only. The same is still told
+    /// to the application: by errors, [`Client::events`](crate::Client::events) and counters. Default false.
+    ///
+    /// For a program that makes a client for each of its own, as a gateway does: there, a stranger who sends a wrong token
+    /// would write a line with each request. What handlers of server messages do is logged as always.
+    ///
+    /// ```
+    /// let options = bothways::ClientOptions::new().quiet(true);
+    /// ```
+    pub fn quiet(mut self, quiet: bool) -> Self {
+        self.is_quiet = quiet;
+        let load = Load::default();
+        self.settings.load = Arc::new(if quiet { load.quiet() } else { load });
+        self
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.is_quiet
     }
 
     /// Give up after this many refusals in a row: the client ends, and

@@ -196,8 +196,9 @@ impl State {
 
 impl Returned {
     /// Requests that do not go again are counted there too.
-    pub(super) fn counting_in(lost_of_all: Arc<AtomicU64>) -> Self {
-        Self { lost_of_all, ..Self::default() }
+    /// Writes so many lines in one pause.
+    pub(super) fn counting_in(lost_of_all: Arc<AtomicU64>, lines: u32) -> Self {
+        Self { lost_of_all, told: Calm::new(lines), ..Self::default() }
     }
 
     /// Requests that were not run, and did not go again.

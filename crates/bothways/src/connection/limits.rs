@@ -64,6 +64,13 @@ pub(crate) struct Load {
     idle: Notify,
 }
 
+impl Default for Load {
+    /// For 131,072 requests at once.
+    fn default() -> Self {
+        Self::new(131_072)
+    }
+}
+
 impl Load {
     pub(crate) fn new(max: usize) -> Self {
         Self {
@@ -93,6 +100,19 @@ impl Load {
     /// The same, with these bounds on the bytes of requests that run, and of frames that have not ended.
     pub(crate) fn with_bytes(self, request_bytes_max: usize, partial_bytes_max: usize) -> Self {
         Self { request_bytes_max, partial_bytes_max, ..self }
+    }
+
+    /// The same, of which no line is told above level debug.
+    pub(crate) fn quiet(self) -> Self {
+        Self {
+            told_refused: Calm::new(0),
+            told_no_room: Calm::new(0),
+            told_passed_over: Calm::new(0),
+            told_too_large: Calm::new(0),
+            told_lost: Calm::new(0),
+            told_failed: Calm::new(0),
+            ..self
+        }
     }
 
     /// The same, with this bound on the bytes that wait for peers to read.

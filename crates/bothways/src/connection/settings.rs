@@ -76,7 +76,7 @@ impl Default for Settings {
             unauthenticated_body_bytes_max: 1 << 20,
             frames_rate: None,
             bytes_rate: None,
-            load: Arc::new(Load::new(131_072)),
+            load: Arc::default(),
             room: Arc::new(Room::new(UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION, 0)),
             reply_room: Arc::new(Room::new(UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION, 0)),
             announced: Arc::default(),
