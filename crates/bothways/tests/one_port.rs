@@ -279,12 +279,12 @@ mod tls {
 /// The good request, with these lines in place of those of the same name; an empty value leaves the line out.
 fn upgrade(lines: &[(&str, &str)]) -> String {
     let usual = [
-        ("Host", "example.org"),
+        ("Host", "localhost"),
         ("Upgrade", "websocket"),
         ("Connection", "keep-alive, Upgrade"),
         ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
         ("Sec-WebSocket-Version", "13"),
-        ("Origin", "http://example.org"),
+        ("Origin", "http://localhost"),
     ];
     let own = |name: &str| lines.iter().any(|(own, _)| *own == name);
     let all = usual.iter().filter(|(name, _)| !own(name)).chain(lines).filter(|(_, value)| !value.is_empty());
@@ -345,7 +345,9 @@ async fn bad_requests_are_refused_by_name() {
         (upgrade(&[("Origin", "")]), "403 "),
         (upgrade(&[("Origin", "null")]), "403 "),
         (upgrade(&[("Origin", "http://evil.org")]), "403 "),
-        (upgrade(&[("Origin", "http://evil.org"), ("origin", "http://example.org")]), "400 "),
+        (upgrade(&[("Origin", "http://evil.org"), ("origin", "http://localhost")]), "400 "),
+        // A name that anybody can let point to this machine.
+        (upgrade(&[("Host", "evil.org"), ("Origin", "http://evil.org")]), "403 "),
         (long, "431 "),
         (many, "400 "),
         ("GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "404 "),

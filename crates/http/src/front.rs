@@ -205,12 +205,18 @@ impl Front {
         if !is_right {
             return Some(Fault::bad_request("a request names one host, in one header `Host`"));
         }
-        let hosts = self.shared.options.hosts.as_ref()?;
         let said = parts.uri.authority().map(http::uri::Authority::as_str);
         let said = said.or_else(|| parts.headers.get(header::HOST)?.to_str().ok()).unwrap_or_default();
-        let name = host_of(said).to_ascii_lowercase();
-        let is_known = hosts.contains(&name);
+        let is_known = self.shared.options.serves_host(said)?;
         (!is_known).then(|| Fault::new(StatusCode::MISDIRECTED_REQUEST, "misdirected", "this host is not served here"))
+    }
+}
+
+impl FrontOptions {
+    /// Whether this host, with or without a port, is one of its names. `None`: it takes any.
+    pub(crate) fn serves_host(&self, said: &str) -> Option<bool> {
+        let hosts = self.hosts.as_ref()?;
+        Some(hosts.contains(&host_of(said).to_ascii_lowercase()))
     }
 }
 

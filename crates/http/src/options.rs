@@ -218,7 +218,8 @@ impl FrontOptions {
     }
 
     /// The names by which clients may reach this front, without port, in any case: another `Host` is answered with 421.
-    /// It stops a page whose name was made to point to this address (DNS rebinding). Default any: set it where requests
+    /// It stops a page whose name was made to point to this address (DNS rebinding); [at the port](Self::on_port) of a
+    /// server it holds for WebSocket too. Default any: set it where requests
     /// need no token, as on a developer's machine.
     pub fn hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
         self.hosts = Some(hosts.into_iter().map(|host| host.into().to_ascii_lowercase()).collect());

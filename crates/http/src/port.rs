@@ -49,4 +49,8 @@ impl HttpFront for PortFront {
         let peer = format!("http@{address}");
         Box::pin(async move { front.serve_stream(stream, peer).await })
     }
+
+    fn serves_host(&self, host: &str) -> Option<bool> {
+        self.options.serves_host(host)
+    }
 }

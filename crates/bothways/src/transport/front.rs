@@ -45,6 +45,17 @@ pub trait HttpFront: Send + Sync + 'static {
     /// that wait for a next request, and streams of events. What it still serves at the deadline of the shutdown is
     /// dropped. A panic ends this connection only.
     fn serve(&self, stream: HttpStream) -> BoxFuture<()>;
+
+    /// Whether a WebSocket at the same port is for here whose request names this host, with its port if it has one:
+    /// `Some(false)` is answered with 421, and the front need not see what is refused. Default `None`: any host, or on
+    /// loopback those of [`WsOrigins::same_host`](super::ws::WsOrigins::same_host).
+    ///
+    /// A front that takes only its own names says so here too: otherwise a page whose owner lets its name point to this
+    /// machine (DNS rebinding), and which the front refuses, would get a WebSocket.
+    fn serves_host(&self, host: &str) -> Option<bool> {
+        _ = host;
+        None
+    }
 }
 
 /// An HTTP connection that came in at a server's port. What was read of it, to know that it speaks HTTP, is read here

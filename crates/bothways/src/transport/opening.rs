@@ -14,6 +14,7 @@
 use std::{
     future::poll_fn,
     io::{self, IoSlice},
+    net::SocketAddr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -66,6 +67,8 @@ pub(super) struct Opening {
     takes: Takes,
     path: Box<str>,
     origins: WsOrigins,
+    /// Where only this machine comes from, as long as no front says which hosts are here.
+    loopback_origins: Option<WsOrigins>,
     front: Option<super::options::Front>,
     /// Room for heads that are not complete.
     heads: Arc<Shares>,
@@ -94,15 +97,18 @@ enum Next {
 
 impl Opening {
     /// `None`: the first bytes decide nothing there.
-    pub(super) fn of(address: Option<&Address>, options: &ListenOptions) -> Option<Arc<Self>> {
+    pub(super) fn of(address: Option<&Address>, local: SocketAddr, options: &ListenOptions) -> Option<Arc<Self>> {
         let takes = match address.map(Address::kind) {
             Some(Network::Ws | Network::Wss) => Takes::Ws,
             Some(Network::Http) => Takes::Connect,
             _ if options.one_port || options.http.is_some() => Takes::Everything,
             _ => return None,
         };
+        let name = address.and_then(Address::host);
+        let loopback_origins = local.ip().to_canonical().is_loopback().then(|| options.ws_origins.on_loopback(name));
         Some(Arc::new(Self {
             takes,
+            loopback_origins,
             path: address.map_or(ws::PATH, Address::path).into(),
             origins: options.ws_origins.clone(),
             front: options.http.clone(),
@@ -192,7 +198,16 @@ impl Opening {
     }
 
     fn ws(&self, request: &Request<'_>) -> Next {
-        match ws::answer_to(request, &self.origins) {
+        let host = request.headers.one("host").unwrap_or_default();
+        let origins = match self.front.as_ref().and_then(|front| front.0.serves_host(host)) {
+            Some(false) => {
+                let why = "this host is not served here";
+                return Next::Refuse(Refusal { status: "421 Misdirected Request", why });
+            }
+            Some(true) => &self.origins,
+            None => self.loopback_origins.as_ref().unwrap_or(&self.origins),
+        };
+        match ws::answer_to(request, origins) {
             Ok(answer) => Next::Ws(answer),
             Err(refusal) => Next::Refuse(refusal),
         }

@@ -161,13 +161,13 @@ impl Listening {
         for place in places_to_listen(address).await? {
             match listen(place, address.kind(), options) {
                 Ok(listener) => {
-                    let port = listener.local_addr()?.port();
+                    let local = listener.local_addr()?;
                     return Ok(Self {
                         listener,
-                        address: address.with_port(port).to_string(),
+                        address: address.with_port(local.port()).to_string(),
                         options: options.clone(),
                         #[cfg(feature = "ws")]
-                        opening: Opening::of(Some(address), options),
+                        opening: Opening::of(Some(address), local, options),
                     });
                 }
                 Err(error) => _ = failed.get_or_insert(error),
@@ -182,13 +182,14 @@ impl Listening {
         options.tcp.apply(&SockRef::from(&listener), SERVER_KEEPALIVE);
         let listener = TcpListener::from_std(listener)?;
         let network = if options.has_tls() { "tls" } else { "tcp" };
-        let address = format!("{network}@{}", listener.local_addr()?);
+        let local = listener.local_addr()?;
+        let address = format!("{network}@{local}");
         Ok(Self {
             listener,
             address,
             options: options.clone(),
             #[cfg(feature = "ws")]
-            opening: Opening::of(None, options),
+            opening: Opening::of(None, local, options),
         })
     }
 

@@ -33,8 +33,11 @@ impl WsOrigins {
     /// Pages of the host, and port, that the client has connected to, as the `Host` of its request says. The default.
     /// Clients that name no origin are refused, as Go's server refuses them; Go's own client names the server's address.
     ///
-    /// A page of any site can have that host if its owner lets its name point to this server. A server without
-    /// authentication that only this machine or network is to reach names the origins that it takes instead.
+    /// A page of any site can have that host if its owner lets its name point to this server (DNS rebinding). So on a
+    /// loopback address this takes an IP address, `localhost` and the name in the server's own address for hosts, and no
+    /// other: behind a proxy on the same machine, name the [origins](Self::these) of its pages, or its
+    /// [hosts](crate::transport::HttpFront::serves_host). A server without authentication on another network names the
+    /// origins that it takes too.
     pub fn same_host() -> Self {
         Self(vec![SAME.into()])
     }
@@ -44,8 +47,17 @@ impl WsOrigins {
         Self(vec![ADDRESS.into()])
     }
 
+    /// As these on a loopback address: the server's own host is an address, or has the name by which it listens.
+    pub(in crate::transport) fn on_loopback(&self, name: Option<&str>) -> Self {
+        let Self(origins) = self.clone();
+        let strict = origins.into_iter().map(|origin| if *origin == *SAME { ADDRESS.into() } else { origin }).collect();
+        let takes_own = self.0.iter().any(|origin| **origin == *SAME);
+        name.filter(|_| takes_own).into_iter().fold(Self(strict), Self::and_host)
+    }
+
     /// Also if that host has this name.
-    pub(crate) fn and_host(self, name: &String) -> Self {
+    pub(crate) fn and_host(self, name: impl AsRef<str>) -> Self {
+        let name = name.as_ref();
         self.and(format!("{HOST}{name}"))
     }
 
@@ -170,6 +182,26 @@ mod tests {
             assert!(!origins.take(None, host));
         }
         assert!(!WsOrigins::same_address().take(Some("http://admin.example.org"), "admin.example.org"));
+    }
+
+    /// Where only this machine is to come from, the default takes no name that anybody can have.
+    #[test]
+    fn on_loopback_a_host_is_an_address_or_named() {
+        let origins = WsOrigins::default().and("https://shop.example.org").on_loopback(Some("devbox"));
+        for (origin, host, taken) in [
+            ("http://127.0.0.1:8972", "127.0.0.1:8972", true),
+            ("http://localhost:8972", "localhost:8972", true),
+            ("http://devbox:8972", "devbox:8972", true),
+            ("https://shop.example.org", "shop.example.org", true),
+            ("http://evil.net:8972", "evil.net:8972", false),
+            ("http://evil.net:8972", "devbox:8972", false),
+            ("http://shop.example.org", "shop.example.org", false),
+        ] {
+            assert_eq!(origins.take(Some(origin), host), taken, "{origin} at {host}");
+        }
+        let listed = WsOrigins::these(["https://shop.example.org"]).on_loopback(Some("devbox"));
+        assert!(!listed.take(Some("http://devbox"), "devbox"), "what is listed is all");
+        assert!(WsOrigins::these(["*"]).on_loopback(None).take(Some("http://evil.net"), "evil.net"));
     }
 
     #[test]
