@@ -64,6 +64,13 @@ pub(super) struct Record {
     pub(super) nonce: u64,
 }
 
+impl Record {
+    /// True if the same owner has written both, in the same term.
+    pub(super) fn is_of(&self, other: &Self) -> bool {
+        (self.term, self.owner) == (other.term, other.owner)
+    }
+}
+
 /// What an owner answers to a Hello.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Admission {

@@ -417,14 +417,27 @@ impl Moves {
             (following.changes, following.said) = (standing.changes, Some(standing.counts));
             following.relay.take()
         };
-        // Tickets tell others: under no lock.
         let Some(mut relay) = relay else { return };
-        relay.follow(&standing.counts);
-        let mut state = self.state.lock();
-        match state.relays.get_mut(&number) {
-            Some(_) if standing.counts.is_final() => _ = state.relays.remove(&number),
-            Some(following) => following.relay = Some(relay),
-            None => {}
+        let (mut changes, mut counts) = (standing.changes, standing.counts);
+        loop {
+            // Tickets tell others: under no lock.
+            relay.follow(&counts);
+            let mut state = self.state.lock();
+            match state.relays.get_mut(&number) {
+                // More was said meanwhile, by a thread that found no relay.
+                Some(Following { changes: newer, said: Some(said), .. }) if changes < *newer => {
+                    (changes, counts) = (*newer, *said);
+                }
+                Some(_) if counts.is_final() => {
+                    state.relays.remove(&number);
+                    return;
+                }
+                Some(following) => {
+                    following.relay = Some(relay);
+                    return;
+                }
+                None => return,
+            }
         }
     }
 
@@ -744,7 +757,7 @@ impl Node {
     async fn thaw(self: &Arc<Self>, id: SessionId, was: Revision, record: &Record) -> Thawed {
         let Some(known) = self.registry().and_then(|sessions| sessions.known(id)) else { return Thawed::Unknown };
         let written = Written::new(record, &known);
-        let revision = match self.write(id, Some(was), &written).await {
+        let revision = match self.write_own(id, Some(was), &written).await {
             Ok(revision) => revision,
             Err(WriteError::Lost(Some((other, _)))) => return Thawed::Moved(other.record().owner),
             // It has been forgotten: by a kick, or with the store.
@@ -770,6 +783,17 @@ impl Node {
             sessions.take_back(id);
         }
         Thawed::Stays
+    }
+
+    /// Writes the record of a session that is here. One of this owner and term that is there already is an earlier try,
+    /// of which nobody could tell how it ended, as no other node writes this one's name: it is written over.
+    async fn write_own(&self, id: SessionId, was: Option<Revision>, written: &Written) -> Result<Revision, WriteError> {
+        match self.write(id, was, written).await {
+            Err(WriteError::Lost(Some((other, at)))) if other.record().is_of(&written.record()) => {
+                self.write(id, Some(at), written).await
+            }
+            ended => ended,
+        }
     }
 
     /// Writes a record, and reads it if nobody can tell how that ended.
@@ -862,7 +886,7 @@ impl Node {
             Some((record, revision)) => (record, Some(revision)),
             None => (Record { term: 1, owner: me, nonce: rand::random() }, None),
         };
-        match self.write(id, was, &Written::new(&record, &known)).await {
+        match self.write_own(id, was, &Written::new(&record, &known)).await {
             Ok(revision) => {
                 let was_given = {
                     let mut state = self.moves.state.lock();

@@ -276,3 +276,42 @@ fn a_stranger_with_the_number_gets_nothing() {
         assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
     });
 }
+
+/// N13. Nobody can tell whether the record of a session was written, at its birth or after its node has lapsed, and the read
+/// that follows is old: the next try finds the record to be its own, and the session goes on and can move.
+#[test]
+fn a_record_of_its_own_is_known_again() {
+    for lapses in [false, true] {
+        testing::run(async {
+            let broker = MemoryBroker::new();
+            let [one, other] = nodes(&broker).await;
+            let faults = broker.faults();
+            let unsure = || {
+                faults.claims_unknown(1, true);
+                faults.reads_are_old(true);
+            };
+            if !lapses {
+                unsure();
+            }
+            let mut ann = one.client("ann").await;
+            let id = session_of(one.server(), "ann").expect("she is there");
+            if lapses {
+                settle().await;
+                faults.end_all_leases();
+                unsure();
+            }
+            sleep(Duration::from_secs(5)).await;
+            faults.reads_are_old(false);
+            sleep(Duration::from_secs(60)).await;
+            assert!(is_there(&one, id), "lapses: {lapses}: it has not ended");
+
+            one.loses(&ann).await;
+            let receipt = one.push(&Target::user("ann"), "a letter");
+            goes_to(&ann, &other);
+            until("it is there", || is_there(&other, id)).await;
+            assert_eq!(next(&mut ann).await, "a letter");
+            assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
+            nothing(&mut ann).await;
+        });
+    }
+}

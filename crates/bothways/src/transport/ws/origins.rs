@@ -164,7 +164,7 @@ mod tests {
     /// A page whose owner lets its name point to this machine has that name for its host.
     #[test]
     fn a_name_that_anybody_can_have_is_no_address() {
-        let origins = WsOrigins::same_address().and_host(&"admin.example.org".to_owned());
+        let origins = WsOrigins::same_address().and_host("admin.example.org");
         for (host, taken) in [
             ("127.0.0.1:8973", true),
             ("[::1]:8973", true),
