@@ -172,7 +172,7 @@ impl Followed {
 
 /// Takes what is published.
 pub trait Follower: Send + Sync + 'static {
-    /// In the order of the engine. Must not block.
+    /// In the order of its topic. Must not block.
     fn message(&self, message: Followed);
 }
 

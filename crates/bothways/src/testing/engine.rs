@@ -396,13 +396,15 @@ async fn followers_get_what_is_theirs_with_its_chain(bed: Bed) {
     until("four have come", SOON, || all.0.lock().len() == 4).await;
     until("three have come", SOON, || sport.0.lock().len() == 3).await;
 
-    let heard = all.0.lock().clone();
+    // Topics come each in its own order: between several servers they take several ways.
+    let (kept, others): (Vec<_>, Vec<_>) =
+        all.0.lock().iter().cloned().partition(|heard| heard.topic == "news.de.sport");
     let befores = [0, places[0].sequence, places[1].sequence];
     for (number, (place, before)) in places.iter().zip(befores).enumerate() {
         let expected = Followed::new("news.de.sport", Bytes::from(vec![number as u8]), Some((*place, before)));
-        assert_eq!(heard[number], expected);
+        assert_eq!(kept[number], expected);
     }
-    assert_eq!(heard[3], Followed::new("news.de.politics", text("x"), None));
+    assert_eq!(others, [Followed::new("news.de.politics", text("x"), None)]);
 
     drop(of_sport);
     sleep(Duration::from_millis(100)).await;
