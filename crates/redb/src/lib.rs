@@ -1,7 +1,7 @@
 //! An embedded store for [Bothways](bothways): durable pushes of a single node, in one file, without a broker.
 //!
 //! [`RedbStore`] implements [`Store`] over [redb](https://docs.rs/redb). What it says is stored is on the disk
-//! ([`Level::Synced`](bothways::store::Level::Synced)): it outlives a process that is killed, and a machine that loses its
+//! ([`Level::Synced`]): it outlives a process that is killed, and a machine that loses its
 //! power if its disk keeps what was synced. Appends that come together share one sync.
 //!
 //! ```no_run
