@@ -2,7 +2,7 @@
 //!
 //! Anything that implements [`Store`] will do: an embedded database for a single node, such as `bothways-redb`, or the
 //! engine of a cluster, which has it as a part. What implements it runs
-//! [`testing::engine::store_checks`](crate::testing::engine::store_checks), which the feature `testing` has.
+//! [`testing::store::store_checks`](crate::testing::store::store_checks), which the feature `testing` has.
 
 use std::time::Duration;
 

@@ -84,7 +84,7 @@ impl Cluster {
 
     /// Most bytes of sessions that a server leaves in the store when it stops, so that their clients find them at other
     /// nodes. Those for which there is no room end with the server, and count as
-    /// [left](crate::ShutdownReport::sessions_left). Default 256 MiB; 0 parks none.
+    /// [left](crate::server::ShutdownReport::sessions_left). Default 256 MiB; 0 parks none.
     pub fn park_bytes_max(mut self, bytes: usize) -> Self {
         self.park_bytes_max = bytes;
         self

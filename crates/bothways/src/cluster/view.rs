@@ -51,7 +51,7 @@ pub struct NodeView {
     pub is_draining: bool,
     /// Since its process joined.
     pub up: Duration,
-    /// As [`ServerStats`](crate::ServerStats) has it; so the next ones.
+    /// As [`ServerStats`](crate::server::ServerStats) has it; so the next ones.
     pub sessions: usize,
     /// Those whose clients are away.
     pub sessions_away: usize,
