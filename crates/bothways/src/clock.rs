@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
@@ -35,6 +35,12 @@ pub(crate) fn backoff(first: Duration, most: Duration, failures: u32, part: f64)
 /// A random part of a wait, from `least` to all of it, so that those who wait do not come together.
 pub(crate) fn spread(least: f64) -> f64 {
     least + rand::random::<f64>() * (1.0 - least)
+}
+
+/// Milliseconds since 1970, by the clock of the system.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Polls a future that may wait for timers, also on a thread without a runtime: with this one's clock.

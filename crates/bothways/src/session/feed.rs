@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -16,6 +16,7 @@ use super::{
     SessionId,
     explain::{Event, What},
 };
+use crate::clock::unix_ms;
 
 /// Events that are kept for those who watch; older ones are counted as missed. An event takes some 400 bytes at most.
 const EVENTS_MAX: usize = 1024;
@@ -80,8 +81,7 @@ impl Feed {
         if !self.is_watched() || matches!(what, What::Push(_) | What::Call { .. }) {
             return;
         }
-        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        let fed = Fed { at_ms, session, event: what.event() };
+        let fed = Fed { at_ms: unix_ms(), session, event: what.event() };
 
         let mut ring = self.ring.lock();
         ring.events.push_back(fed);

@@ -1,13 +1,11 @@
 //! What operators did, and what was refused: two rings, so that those who guess tokens wash out nothing of what was done.
 
-use std::{
-    collections::VecDeque,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::collections::VecDeque;
 
 use parking_lot::Mutex;
 
 use super::views::{AuditAsked, AuditEntry};
+use crate::clock::unix_ms;
 
 /// Pushes, kicks and drains that are kept.
 const ACTS_MAX: usize = 1000;
@@ -89,7 +87,7 @@ fn entry(operator: &str, peer: &str, act: &str, target: &str, detail: &str) -> A
     let cut = |text: &str| text[..text.floor_char_boundary(TEXT_BYTES_MAX)].to_owned();
     AuditEntry {
         number: 0,
-        at_ms: now_ms(),
+        at_ms: unix_ms(),
         operator: cut(operator),
         peer: cut(peer),
         act: act.to_owned(),
@@ -97,11 +95,6 @@ fn entry(operator: &str, peer: &str, act: &str, target: &str, detail: &str) -> A
         detail: cut(detail),
         sessions: 0,
     }
-}
-
-/// Milliseconds since 1970.
-pub(super) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 #[cfg(test)]

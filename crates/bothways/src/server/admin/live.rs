@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{
     Asking,
-    audit::now_ms,
     views::{AdminStats, EventView, EventsAsked, EventsListed},
 };
+use crate::clock::unix_ms;
 
 /// Events in one answer.
 const EVENTS_MAX: usize = 200;
@@ -35,7 +35,7 @@ pub(super) fn stats(asking: &Asking) -> AdminStats {
         ("pushes_missed", all_ended.saturating_sub(handled + written + replaced)),
     ];
     AdminStats {
-        at_ms: now_ms(),
+        at_ms: unix_ms(),
         up_ms: asking.door.up().as_millis() as u64,
         is_stopping: asking.server.shared.is_stopping(),
         connections: stats.connections,

@@ -1,13 +1,12 @@
 //! What is in a mailbox: a push as it is kept, and one that could not be handled.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use bothways_proto::{Limits, Metadata, SerializeType};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::super::push::{Priority, Push};
 use crate::{
+    clock::unix_ms,
     codec::{Encode, Payload},
     error::PushError,
 };
@@ -40,7 +39,7 @@ impl Letter {
             serialize: push.serialize.get(),
             priority: push.priority as u8,
             key: Some(push.key.as_ref().map_or_else(random_key, |(key, _)| key.to_string())),
-            at_ms: now_ms(),
+            at_ms: unix_ms(),
         }
     }
 
@@ -106,12 +105,6 @@ impl Dead {
     pub(super) fn of_bytes(bytes: Bytes) -> Option<Self> {
         Self::decode(SerializeType::MSGPACK, bytes).ok()
     }
-}
-
-/// Milliseconds since 1970.
-pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

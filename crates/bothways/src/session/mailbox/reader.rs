@@ -23,12 +23,12 @@ use super::{
         receipt::{Stage, Ticket},
     },
     DEFAULT_DEVICE, DEVICES_MAX, Mailboxes,
-    letter::{Dead, Letter, now_ms},
+    letter::{Dead, Letter},
     window::{End, LETTERS_MAX, Then, Window},
 };
 use crate::{
     calm::tell,
-    clock::after,
+    clock::{after, backoff, unix_ms},
     store::{AppendError, EngineDown, Log, NewEntry, Page, Place, Stored},
 };
 
@@ -320,7 +320,7 @@ impl<'a> Reading<'a> {
                 Some(answer)
             }
             _ => {
-                let wait = STORE_AGAIN.saturating_mul(1 << self.failures.min(10)).min(STORE_AGAIN_MAX);
+                let wait = backoff(STORE_AGAIN, STORE_AGAIN_MAX, self.failures, 1.0);
                 self.failures += 1;
                 self.again = Some(after(wait));
                 tell!(self.mail.told.down, warn, "the store of durable pushes does not answer");
@@ -437,7 +437,7 @@ impl<'a> Reading<'a> {
             (self.more, self.behind) = (false, 0);
             return true;
         }
-        let wait = BEHIND_WAIT.saturating_mul(1 << self.behind.min(10)).min(STORE_AGAIN_MAX);
+        let wait = backoff(BEHIND_WAIT, STORE_AGAIN_MAX, self.behind, 1.0);
         self.behind += 1;
         self.again = Some(after(wait));
         false
@@ -507,7 +507,7 @@ impl<'a> Reading<'a> {
                 device: self.device.to_string(),
                 why,
                 deliveries,
-                at_ms: now_ms(),
+                at_ms: unix_ms(),
                 letter: letter.bytes.clone(),
             };
             let key = format!("{place} {}", self.device);

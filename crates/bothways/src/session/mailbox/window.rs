@@ -15,6 +15,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use crate::clock::backoff;
+
 /// Most letters between the cursor and what is read.
 pub(super) const LETTERS_MAX: usize = 32;
 /// And so many bytes of them; one is taken however large it is.
@@ -136,19 +138,19 @@ impl<T> Window<T> {
     pub(super) fn end(&mut self, sequence: u64, end: End, now: Duration) -> Option<Then> {
         let Tries { most, first, longest } = self.tries;
         let waiting = self.out(sequence)?;
-        let backoff = |before: u32| first.saturating_mul(1 << before.min(20)).min(longest);
+        let again_after = |before: u32| backoff(first, longest, before, 1.0);
         let (standing, then) = match end {
             End::Handled => (Standing::Done, Then::Done),
             End::Failed => {
                 waiting.failures += 1;
                 match most <= waiting.failures {
                     true => (Standing::Dying, Then::Dies),
-                    false => (Standing::Due(now.saturating_add(backoff(waiting.failures - 1))), Then::Again),
+                    false => (Standing::Due(now.saturating_add(again_after(waiting.failures - 1))), Then::Again),
                 }
             }
             End::NotDelivered => {
                 waiting.misses += 1;
-                (Standing::Due(now.saturating_add(backoff(waiting.misses - 1))), Then::Again)
+                (Standing::Due(now.saturating_add(again_after(waiting.misses - 1))), Then::Again)
             }
         };
         waiting.standing = standing;
