@@ -179,9 +179,14 @@ impl State {
     pub(super) fn connected(connection: Connection, bounds: Arc<Bounds>) -> Self {
         let mut ledger = Ledger::new(bounds);
         ledger.connect(false);
+        Self::new(Phase::Plain { connection }, 1, ledger)
+    }
+
+    /// Nothing is known of its client.
+    fn new(phase: Phase, generation: u64, ledger: Ledger) -> Self {
         Self {
-            phase: Phase::Plain { connection },
-            generation: 1,
+            phase,
+            generation,
             user: None,
             listed: 0,
             patterns: Patterns::default(),
@@ -435,20 +440,7 @@ pub(super) struct Gap;
 impl State {
     /// It came from another node, and its client is away.
     pub(super) fn arrived(since: Instant, generation: u64, ledger: Ledger) -> Self {
-        Self {
-            phase: Phase::Away { since },
-            generation,
-            user: None,
-            listed: 0,
-            patterns: Patterns::default(),
-            knows_topics: false,
-            ledger,
-            put_off: None,
-            seen: 0,
-            taken: 0,
-            batch: None,
-            rare: None,
-        }
+        Self::new(Phase::Away { since }, generation, ledger)
     }
 
     pub(super) fn knowing(
