@@ -1,7 +1,7 @@
 //! Looks into mailboxes of durable pushes, sends dead letters again, and deletes letters, through a server's admin service.
 
 use bothways::{
-    Client,
+    CallError, Client,
     server::{AdminClient, LetterNamed, LettersAsked, MailboxesAsked},
     session::{DeadLetter, LetterView, MailboxView},
     store::Place,
@@ -39,17 +39,29 @@ fn print_table<const N: usize>(out: &Out, rows: &[[String; N]]) -> Result<(), Fa
     Ok(())
 }
 
-async fn mailboxes(args: &MailArgs, admin: &Admin) -> Result<(), Failure> {
-    let (max, mut listed) = (args.max as usize, Vec::<MailboxView>::new());
+/// Up to so many, page by page: each is asked for with the last one so far and how many more are wanted. An empty page is
+/// the end.
+async fn listed<T>(
+    args: &MailArgs,
+    mut page: impl AsyncFnMut(Option<&T>, usize) -> Result<Vec<T>, CallError>,
+) -> Result<Vec<T>, Failure> {
+    let (max, mut listed) = (args.max as usize, Vec::new());
     while listed.len() < max {
-        let after = listed.last().map(|last| last.user.clone()).unwrap_or_default();
-        let asked = MailboxesAsked { dead: args.dead, after, max: max - listed.len() };
-        let page = admin.mailboxes(&asked).await.map_err(|error| failed(&error))?;
-        if page.is_empty() {
+        let more = page(listed.last(), max - listed.len()).await.map_err(|error| failed(&error))?;
+        if more.is_empty() {
             break;
         }
-        listed.extend(page);
+        listed.extend(more);
     }
+    Ok(listed)
+}
+
+async fn mailboxes(args: &MailArgs, admin: &Admin) -> Result<(), Failure> {
+    let listed = listed(args, async |last: Option<&MailboxView>, max| {
+        let after = last.map(|last| last.user.clone()).unwrap_or_default();
+        admin.mailboxes(&MailboxesAsked { dead: args.dead, after, max }).await
+    })
+    .await?;
     let out = Out::new();
     if args.json {
         return json(&out, &listed);
@@ -62,17 +74,14 @@ async fn mailboxes(args: &MailArgs, admin: &Admin) -> Result<(), Failure> {
 }
 
 async fn letters(args: &MailArgs, admin: &Admin, user: &str) -> Result<(), Failure> {
-    let (max, mut listed, mut devices) = (args.max as usize, Vec::<LetterView>::new(), Vec::new());
-    while listed.len() < max {
-        let after = listed.last().map_or(0, |last| last.place.sequence);
-        let asked = LettersAsked { user: user.to_owned(), after, max: max - listed.len() };
-        let page = admin.letters(&asked).await.map_err(|error| failed(&error))?;
+    let mut devices = Vec::new();
+    let listed = listed(args, async |last: Option<&LetterView>, max| {
+        let after = last.map_or(0, |last| last.place.sequence);
+        let page = admin.letters(&LettersAsked { user: user.to_owned(), after, max }).await?;
         devices = page.devices;
-        if page.letters.is_empty() {
-            break;
-        }
-        listed.extend(page.letters);
-    }
+        Ok(page.letters)
+    })
+    .await?;
     let out = Out::new();
     if args.json {
         return json(&out, &serde_json::json!({ "letters": listed, "devices": devices }));
@@ -90,16 +99,11 @@ async fn letters(args: &MailArgs, admin: &Admin, user: &str) -> Result<(), Failu
 }
 
 async fn dead_letters(args: &MailArgs, admin: &Admin, user: &str) -> Result<(), Failure> {
-    let (max, mut listed) = (args.max as usize, Vec::<DeadLetter>::new());
-    while listed.len() < max {
-        let after = listed.last().map_or(0, |last| last.letter.place.sequence);
-        let asked = LettersAsked { user: user.to_owned(), after, max: max - listed.len() };
-        let page = admin.dead_letters(&asked).await.map_err(|error| failed(&error))?;
-        if page.is_empty() {
-            break;
-        }
-        listed.extend(page);
-    }
+    let listed = listed(args, async |last: Option<&DeadLetter>, max| {
+        let after = last.map_or(0, |last| last.letter.place.sequence);
+        admin.dead_letters(&LettersAsked { user: user.to_owned(), after, max }).await
+    })
+    .await?;
     let out = Out::new();
     if args.json {
         return json(&out, &listed);
