@@ -4,7 +4,7 @@ use bothways::{Class, Push, Stage, Target, cluster::memory::MemoryBroker, testin
 
 use crate::{
     support::{next, nodes, nothing, until},
-    ways::{goes_to, is_there, moves_to, session_of, settle},
+    ways::{ann_at, goes_to, is_there, moves_to, session_of, settle},
 };
 
 /// What was pushed while the client was away, and what it had not handled, comes at the other node: in order, once; and
@@ -55,9 +55,7 @@ fn a_session_goes_from_node_to_node_and_back() {
     testing::run(async {
         let broker = MemoryBroker::new();
         let [one, other, third] = nodes(&broker).await;
-        let mut ann = one.client("ann").await;
-        let id = session_of(one.server(), "ann").expect("she is there");
-        settle().await;
+        let (mut ann, id) = ann_at(&one).await;
         let mut receipts = Vec::new();
         let mut at = &one;
         for (round, node) in [&other, &third, &one, &third, &other].into_iter().enumerate() {
@@ -87,9 +85,7 @@ fn pushes_go_on_while_a_session_moves() {
     testing::run(async {
         let broker = MemoryBroker::new();
         let [one, other, third] = nodes(&broker).await;
-        let mut ann = one.client("ann").await;
-        let id = session_of(one.server(), "ann").expect("she is there");
-        settle().await;
+        let (mut ann, id) = ann_at(&one).await;
         let mut receipts = Vec::new();
         let mut expected = 0;
         for node in [&other, &third, &one, &other] {
@@ -128,9 +124,7 @@ fn classes_keys_and_times_go_along() {
     testing::run(async {
         let broker = MemoryBroker::new();
         let [one, other] = nodes(&broker).await;
-        let mut ann = one.client("ann").await;
-        let id = session_of(one.server(), "ann").expect("she is there");
-        settle().await;
+        let (mut ann, id) = ann_at(&one).await;
         one.loses(&ann).await;
         let push = |text: &str| Push::new("Mail", "New", text.to_owned());
         let send =

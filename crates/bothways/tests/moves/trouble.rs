@@ -11,14 +11,12 @@ use tokio::time::sleep;
 
 use crate::{
     support::{Node, next, nodes, nothing, until},
-    ways::{goes_to, is_there, session_of, settle},
+    ways::{ann_at, goes_to, is_there, session_of, settle},
 };
 
 /// The client is at the first node, away, and owed this.
 async fn owed(one: &Node, text: &str) -> (testing::TestClient, bothways::session::SessionId, bothways::Receipt) {
-    let ann = one.client("ann").await;
-    let id = session_of(one.server(), "ann").expect("she is there");
-    settle().await;
+    let (ann, id) = ann_at(one).await;
     one.loses(&ann).await;
     let receipt = one.push(&Target::user("ann"), text);
     (ann, id, receipt)

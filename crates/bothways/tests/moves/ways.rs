@@ -15,6 +15,14 @@ pub(crate) fn session_of(server: &Server, user: &str) -> Option<SessionId> {
     found.first().map(bothways::Session::id)
 }
 
+/// A client of ann at this node, and her session, which another node can have.
+pub(crate) async fn ann_at(node: &Node) -> (TestClient, SessionId) {
+    let ann = node.client("ann").await;
+    let id = session_of(node.server(), "ann").expect("she is there");
+    settle().await;
+    (ann, id)
+}
+
 /// The record of this session is written: it can be had by another node.
 pub(crate) async fn settle() {
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
