@@ -275,8 +275,7 @@ impl Outbox {
         let progress = &mut self.counted.get_or_insert_default().pushes;
         progress.added += pushes as u64;
         progress.on_wire = progress.added;
-        let number = progress.added;
-        self.wire.get_or_insert_with(spare::take).note_push(number);
+        wire.note_push(progress.added);
         true
     }
 
