@@ -266,17 +266,17 @@ impl Nodes {
         let receipt = self.first()?.push(&Target::everyone())?;
         let began = Instant::now();
         let outcomes = receipt.handled().await;
-        let unreached = receipt.unreached();
-        let Some(lost) = unreached.first() else {
-            return Err(format!("nothing is said of node {}", victim.number));
+        let said = match (receipt.unreached().first(), outcomes.at(Stage::Unknown)) {
+            (Some(lost), _) => format!("a node is missing ({:?})", lost.why),
+            // It had taken the push as it died.
+            (None, unknown @ 1..) => format!("a node is gone with what it had taken ({unknown} Unknown)"),
+            (None, 0) => return Err(format!("nothing is said of node {}", victim.number)),
         };
         Ok((
             format!(
-                "pushes to everyone: handled by {} of those who are there, and the receipt says after {} that a node \
-                 is missing ({:?})",
+                "pushes to everyone: handled by {} of those who are there, and the receipt says after {} that {said}",
                 outcomes.at(Stage::Handled),
                 term::time(began.elapsed()),
-                lost.why
             ),
             (),
         ))
