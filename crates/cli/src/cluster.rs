@@ -34,7 +34,7 @@ pub(crate) struct ClusterArgs {
     #[arg(long, value_name = "FILE", requires = "cluster", conflicts_with = "cluster_token_env")]
     pub(crate) cluster_credentials: Option<PathBuf>,
 
-    /// Certificates (PEM) that those of the NATS servers may be signed by, besides the system's
+    /// Certificates (PEM) that those of the NATS servers may be signed by, in place of the system's
     #[arg(long, value_name = "FILE", requires = "cluster")]
     pub(crate) cluster_ca: Option<PathBuf>,
 
@@ -129,7 +129,10 @@ fn refused(error: &ConnectError) -> Failure {
         ConnectError::SecretInAddress => Failure::usage(text).hint("--cluster-token-env names a variable for it"),
         ConnectError::Tls { .. } => Failure::new(Exit::Connection, text)
             .hint("--cluster-ca names the certificates; --cluster-plaintext goes without"),
-        ConnectError::NoAddress | ConnectError::Address { .. } | ConnectError::Name { .. } => Failure::usage(text),
+        ConnectError::NoAddress
+        | ConnectError::Address { .. }
+        | ConnectError::Name { .. }
+        | ConnectError::Certificate { .. } => Failure::usage(text),
         _ => Failure::new(Exit::Peer, text),
     }
 }

@@ -119,12 +119,15 @@ impl NatsEngine {
     /// Connects to a broker, and makes or checks its streams: thirteen, named `bw_<cluster>_…`. From then on the connection
     /// is made anew by itself whenever it breaks, also if the broker was emptied meanwhile.
     ///
+    /// TLS is done by the `CryptoProvider` of rustls that the process has; if it has none, that is ring from then on.
+    ///
     /// # Errors
     /// [`ConnectError`] says what is to be done.
     pub async fn connect(options: NatsOptions) -> Result<Arc<Self>, ConnectError> {
         let until = Instant::now() + options.start_max;
         let names = options.names()?;
         let addresses = options.server_addresses()?;
+        choose_cryptography();
         let (connection, is_encrypted) = options.connection(&addresses).await?;
 
         let events = Events::new();
@@ -191,6 +194,16 @@ impl NatsEngine {
     }
 }
 
+/// The client library takes what the process has, and panics where a program brings two and has not said which.
+fn choose_cryptography() {
+    use async_nats::rustls::crypto::{CryptoProvider, ring};
+
+    if CryptoProvider::get_default().is_none() {
+        // Somebody else may be first.
+        let _ = ring::default_provider().install_default();
+    }
+}
+
 /// True for a version that can do what is asked of it.
 fn is_new_enough(version: &str) -> bool {
     let mut parts = version.trim_start_matches('v').split(['.', '-']).map(|part| part.parse().unwrap_or(0));
@@ -250,6 +263,7 @@ impl Here {
             Ok(answer) => Ok(answer.payload),
             Err(Failure::Nobody) => Err(AskError::NoNode),
             Err(Failure::NotSent | Failure::NoRoom) => Err(AskError::Down),
+            Err(Failure::TooLarge) => Err(AskError::TooLarge),
             Err(Failure::Unknown) if self.wire.events.is_up() => Err(AskError::TimedOut),
             Err(Failure::Unknown) => Err(AskError::Down),
         }

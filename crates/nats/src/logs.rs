@@ -34,6 +34,7 @@ pub(crate) async fn append(
     match streams.put(kind, identity.token(), &rest, write, entry.bytes).await {
         Ok(Put { sequence, repeated }) => Ok(Stored::new(place(&identity, sequence), identity.level(level), repeated)),
         Err(PutFailure::Full) => Err(AppendError::Full),
+        Err(PutFailure::TooLarge) => Err(AppendError::TooLarge),
         Err(PutFailure::Unknown) => Err(AppendError::Unknown),
         Err(PutFailure::Down | PutFailure::WrongLast(_)) => Err(AppendError::Down),
     }

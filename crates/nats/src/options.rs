@@ -1,8 +1,19 @@
 //! Where the broker is, and what is asked of it.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use async_nats::{ConnectErrorKind, ConnectOptions, ServerAddr};
+use async_nats::{
+    ConnectErrorKind, ConnectOptions, ServerAddr,
+    rustls::{
+        self,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    },
+};
 
 use crate::names::Names;
 
@@ -130,13 +141,14 @@ impl NatsOptions {
         self
     }
 
-    /// Certificates in PEM that the servers' ones may be signed by, beside those of the system.
+    /// Certificates in PEM that the servers' ones may be signed by, in place of those of the system. The file is read at
+    /// each connection.
     pub fn root_certificates(mut self, path: impl Into<PathBuf>) -> Self {
         self.roots = Some(path.into());
         self
     }
 
-    /// The node's own certificate and key, in PEM.
+    /// The node's own certificate and key, in PEM. The files are read at each connection, so that they can be exchanged.
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.certificate = Some((certificate.into(), key.into()));
         self
@@ -235,9 +247,19 @@ impl NatsOptions {
             }
         };
 
-        let options = self.roots.iter().fold(options, |options, path| options.add_root_certificates(path.clone()));
+        let options = match &self.roots {
+            Some(path) => {
+                check_certificate(path).await?;
+                options.add_root_certificates(path.clone())
+            }
+            None => options,
+        };
         let options = match &self.certificate {
-            Some((certificate, key)) => options.add_client_certificate(certificate.clone(), key.clone()),
+            Some((certificate, key)) => {
+                check_certificate(certificate).await?;
+                check_key(key).await?;
+                options.add_client_certificate(certificate.clone(), key.clone())
+            }
             None => options,
         };
         let stays_here = addresses.iter().all(|address| is_loopback(address.host()));
@@ -252,6 +274,27 @@ impl NatsOptions {
 fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+}
+
+/// What the client library reads later, and would not name.
+async fn check_certificate(path: &Path) -> Result<(), ConnectError> {
+    match CertificateDer::pem_slice_iter(&read_pem(path).await?).next() {
+        Some(Ok(_)) => Ok(()),
+        _ => Err(not_in(path, "there is no certificate in it")),
+    }
+}
+
+async fn check_key(path: &Path) -> Result<(), ConnectError> {
+    let found = PrivateKeyDer::from_pem_slice(&read_pem(path).await?);
+    found.map(drop).map_err(|_| not_in(path, "there is no private key in it"))
+}
+
+async fn read_pem(path: &Path) -> Result<Vec<u8>, ConnectError> {
+    tokio::fs::read(path).await.map_err(|error| not_in(path, error))
+}
+
+fn not_in(path: &Path, why: impl fmt::Display) -> ConnectError {
+    ConnectError::Certificate { text: format!("{}: {why}", path.display()) }
 }
 
 /// Why there is no engine. Nothing in it is secret.
@@ -280,6 +323,12 @@ pub enum ConnectError {
     #[error("the credentials for NATS: {text}")]
     Credentials {
         /// What is wrong with them.
+        text: String,
+    },
+    /// A file with a certificate or its key cannot be read.
+    #[error("the certificates for NATS: {text}")]
+    Certificate {
+        /// Which, and what is wrong with it.
         text: String,
     },
     /// No server answers.
@@ -369,14 +418,31 @@ impl ConnectError {
         let addresses: Vec<String> =
             addresses.iter().map(|address| format!("{}:{}", address.host(), address.port())).collect();
         let addresses = addresses.join(", ");
-        let source = std::error::Error::source(error).map(ToString::to_string);
+        let source = error.source().map(ToString::to_string);
         let why = source.unwrap_or_else(|| error.kind().to_string());
         match error.kind() {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => Self::Unauthorized,
             ConnectErrorKind::Tls => Self::Tls { addresses, why },
+            _ if is_of_tls(error) => Self::Tls { addresses, why },
             _ => Self::Unreachable { addresses, why },
         }
     }
+}
+
+/// True if TLS is what failed: the client library calls that an error of its socket.
+fn is_of_tls(error: &(dyn Error + 'static)) -> bool {
+    let of_socket = |error: &(dyn Error + 'static)| {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        inner.is_some_and(|inner| inner.is::<rustls::Error>())
+    };
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if of_socket(error) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 #[cfg(test)]

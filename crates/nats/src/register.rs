@@ -313,6 +313,7 @@ impl Register {
                 Ok(Put { sequence, .. }) => return Ok(revision(&identity, sequence)),
                 Err(PutFailure::WrongLast(at)) => at,
                 Err(PutFailure::Unknown) => return Err(ClaimError::Unknown),
+                Err(PutFailure::TooLarge) => return Err(ClaimError::TooLarge),
                 Err(PutFailure::Down | PutFailure::Full) => return Err(ClaimError::Down),
             };
             let got = match self.winner(&identity, &name, at, after).await {

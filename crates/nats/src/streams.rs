@@ -58,8 +58,12 @@ const WRONG_LAST: u32 = 10071;
 const WRONG_LAST_MEANWHILE: u32 = 10164;
 /// An entry of the same key is on its way.
 const DUPLICATE_MEANWHILE: u32 = 10158;
+/// The message, and its headers alone: an operator may bound what one has.
+const TOO_LARGE: [u32; 2] = [10054, 10097];
 /// Limits of the stream, and a disk that fails.
 const NOT_STORED: u32 = 10077;
+/// What it says then if there is no room: in the mailbox or the stream, or on the disk.
+const FULL: [&str; 2] = ["maximum", "no space left"];
 
 #[derive(Clone, Debug, Deserialize)]
 struct ApiError {
@@ -97,6 +101,7 @@ pub(crate) enum PutFailure {
     /// Another one is the last, with this sequence if it is known.
     WrongLast(Option<u64>),
     Full,
+    TooLarge,
     /// Nothing was stored.
     Down,
     Unknown,
@@ -422,6 +427,7 @@ impl Streams {
             Ok(answer) => answer,
             // That says nothing of the broker.
             Err(Failure::NoRoom) => return Err(PutFailure::Down),
+            Err(Failure::TooLarge) => return Err(PutFailure::TooLarge),
             Err(failure) => {
                 self.writes_fail.store(true, Ordering::Relaxed);
                 self.doubt.notify_one();
@@ -650,8 +656,9 @@ fn put_failure(error: &ApiError) -> PutFailure {
         }
         WRONG_LAST_MEANWHILE => PutFailure::WrongLast(None),
         DUPLICATE_MEANWHILE => PutFailure::Unknown,
-        NOT_STORED if error.description.contains("maximum") => PutFailure::Full,
+        NOT_STORED if FULL.iter().any(|words| error.description.contains(words)) => PutFailure::Full,
         code if NO_ROOM.contains(&code) => PutFailure::Full,
+        code if TOO_LARGE.contains(&code) => PutFailure::TooLarge,
         _ => PutFailure::Down,
     }
 }
@@ -784,9 +791,11 @@ mod tests {
         assert_eq!(failure(10071, "wrong last sequence: 12"), PutFailure::WrongLast(Some(12)));
         assert_eq!(failure(10164, "wrong last sequence"), PutFailure::WrongLast(None));
         assert_eq!(failure(10077, "maximum messages per subject exceeded"), PutFailure::Full);
+        assert_eq!(failure(10077, "write 1.blk: no space left on device"), PutFailure::Full);
         assert_eq!(failure(10077, "write: input/output error"), PutFailure::Down);
         assert_eq!(failure(10047, "insufficient storage resources available"), PutFailure::Full);
         assert_eq!(failure(10158, "duplicate"), PutFailure::Unknown);
+        assert_eq!(failure(10054, "message size exceeds maximum allowed"), PutFailure::TooLarge);
         assert_eq!(failure(1, "?"), PutFailure::Down);
     }
 

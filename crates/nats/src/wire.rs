@@ -16,7 +16,8 @@ use std::{
 };
 
 use async_nats::{
-    Client, Event, HeaderMap, Message, ServerError, StatusCode, Subscriber, connection::State as ConnectionState,
+    Client, Event, HeaderMap, Message, ServerError, StatusCode, Subscriber, client::PublishErrorKind,
+    connection::State as ConnectionState,
 };
 use bothways::cluster::engine::EngineState;
 use bytes::Bytes;
@@ -46,6 +47,9 @@ pub(crate) enum Failure {
     NotSent,
     /// It was not sent: there was no room in time.
     NoRoom,
+    /// It was not sent: the server takes no message that is so large. Another one that this node came to may take less than the
+    /// first.
+    TooLarge,
     /// Nobody knows: no answer in time, or the connection broke.
     Unknown,
 }
@@ -288,7 +292,10 @@ impl Wire {
             Some(headers) => self.client.publish_with_reply_and_headers(subject, reply, headers, bytes).await,
             None => self.client.publish_with_reply(subject, reply, bytes).await,
         };
-        sent.map_err(|_| Failure::NotSent)
+        sent.map_err(|error| match error.kind() {
+            PublishErrorKind::MaxPayloadExceeded => Failure::TooLarge,
+            _ => Failure::NotSent,
+        })
     }
 
     /// Asks, and waits this long, for room too.

@@ -85,6 +85,7 @@ impl Broker {
     fn start_all(count: usize, options: &str) -> Option<Self> {
         let program = nats_server()?;
         // A port that was free may be taken a moment later.
+        let mut said = String::new();
         for _ in 0..5 {
             let folder = tempfile::tempdir().expect("a folder");
             let server = |_| Server { child: None, port: 0, cluster_port: free_port(), is_stopped: false };
@@ -93,8 +94,9 @@ impl Broker {
             if (0..count).all(|server| broker.start_once(server)) {
                 return Some(broker);
             }
+            said = (0..count).map(|server| broker.log(server)).collect();
         }
-        panic!("nats-server does not start");
+        panic!("nats-server does not start: {said}");
     }
 
     /// How many there are.
@@ -111,6 +113,11 @@ impl Broker {
     pub fn number_of(&self, name: &str) -> usize {
         let number = name.strip_prefix('n').and_then(|number| number.parse().ok());
         number.filter(|number| *number < self.servers.len()).expect("the name of a server")
+    }
+
+    /// What is in the configuration beside what all have, of a server that is started from here on.
+    pub fn set_options(&mut self, options: &str) {
+        self.options = options.to_owned();
     }
 
     /// `kill -9`.
