@@ -278,7 +278,7 @@ mod tests {
             Item::Cancel(3),
             Item::Outcome(4, Bytes::from_static(b"yes")),
             Item::CallsOut(vec![3, 4]),
-            Item::Late(9, SessionId::random(), Bytes::from_static(b"late")),
+            Item::Late(9, SessionId::next(), Bytes::from_static(b"late")),
             Item::Other,
         ];
         let number = Number { epoch: 2, n: 9 };

@@ -321,7 +321,7 @@ mod tests {
     };
 
     fn told(event_log: &EventLog) -> Explanation {
-        event_log.snapshot(SessionId::random(), None, Standing::Ended)
+        event_log.snapshot(SessionId::next(), None, Standing::Ended)
     }
 
     /// Of pushes that end together the last ones stay, and the others count as forgotten, however full the log was.

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     fn note(feed: &Feed, count: u64) {
-        (0..count).for_each(|number| feed.note(SessionId::random(), &What::GapTold(number)));
+        (0..count).for_each(|number| feed.note(SessionId::next(), &What::GapTold(number)));
     }
 
     /// While nobody watches nothing is kept; then each event once, in order, and of too many the newest, with how many
@@ -159,7 +159,7 @@ mod tests {
             outcome: super::super::explain::Outcome::Waits,
             done: super::super::explain::NEVER,
         };
-        feed.note(SessionId::random(), &call);
+        feed.note(SessionId::next(), &call);
         assert_eq!(feed.read(Some(0), 1).events.len(), 0);
     }
 }

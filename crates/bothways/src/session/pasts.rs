@@ -163,7 +163,7 @@ mod tests {
         for _ in 0..pushes {
             event_log.note_push(&"A.b".into(), &Class::Fire, 1, std::time::Duration::ZERO);
         }
-        pasts.keep(SessionId::random(), user.map(Arc::from), &event_log, false);
+        pasts.keep(SessionId::next(), user.map(Arc::from), &event_log, false);
     }
 
     fn count(pasts: &Pasts, user: &str) -> usize {
@@ -208,7 +208,7 @@ mod tests {
         let mut pasts = Pasts::new(100, 64 << 10);
         let kick = |pasts: &mut Pasts, user: &str| {
             let event_log = event_log(What::Bound(Some(user.into())));
-            pasts.keep(SessionId::random(), Some(user.into()), &event_log, true);
+            pasts.keep(SessionId::next(), Some(user.into()), &event_log, true);
         };
         kick(&mut pasts, "ann");
         for number in 0..1000 {
@@ -230,9 +230,9 @@ mod tests {
     async fn a_connection_alone_leaves_nothing() {
         let mut pasts = Pasts::new(100, BYTES_MAX);
         let connected = || event_log(What::Connected(ConnectionId::new(1)));
-        pasts.keep(SessionId::random(), None, &connected(), false);
+        pasts.keep(SessionId::next(), None, &connected(), false);
         assert_eq!(pasts.all.len(), 0);
-        pasts.keep(SessionId::random(), None, &connected(), true);
+        pasts.keep(SessionId::next(), None, &connected(), true);
         assert_eq!(pasts.all.len(), 1);
     }
 
@@ -246,7 +246,7 @@ mod tests {
             let most = event_log.seal();
             assert_eq!(most, (pushes + 3).min(64));
             (0..10).for_each(|n| _ = event_log.note(What::GapTold(n)));
-            let told = event_log.snapshot(SessionId::random(), None, Standing::Ended);
+            let told = event_log.snapshot(SessionId::next(), None, Standing::Ended);
             assert_eq!((told.events.len(), told.forgotten as usize), (most, pushes + 11 - most));
             assert!(told.events[most - 1].event.to_string().contains("that 9 pushes"), "{told}");
         }
@@ -257,7 +257,7 @@ mod tests {
     async fn a_story_counts_with_its_name_and_its_events() {
         let mut pasts = Pasts::new(100, BYTES_MAX);
         let told = event_log(What::Bound(Some("ann".into())));
-        pasts.keep(SessionId::random(), Some("ann".into()), &told, false);
+        pasts.keep(SessionId::next(), Some("ann".into()), &told, false);
         let events = told.seal();
         assert!(0 < events);
         assert_eq!(pasts.bytes, PAST_BYTES + 3 + events * EVENT_BYTES_MAX);

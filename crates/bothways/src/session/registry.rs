@@ -267,7 +267,7 @@ impl Registry {
         let began = connection.began();
         Session {
             inner: Arc::new(Inner {
-                id: SessionId::random(),
+                id: SessionId::next(),
                 registry: self.me.clone(),
                 event_log: Arc::new(EventLog::begun(self.options.events_max, began, What::Connected(connection.id()))),
                 changed: Notify::new(),

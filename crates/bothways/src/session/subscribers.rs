@@ -14,7 +14,7 @@ const PART_MAX: usize = 512;
 /// So many are never a long list. In tests that is one.
 const SMALL_MAX: usize = if cfg!(test) { 1 } else { PART_MAX };
 
-/// Something with a number of its own, random as that of a session.
+/// Something with a number of its own, which mostly is larger than those before it, as that of a session is.
 pub(super) trait Numbered {
     fn number(&self) -> u128;
 }
@@ -166,9 +166,10 @@ impl<S: Numbered> Part<S> {
         Some(self.list.take())
     }
 
-    /// Cuts off its second half.
-    fn split(&mut self) -> (u128, Self) {
-        let members = self.members.split_off(self.members.len() / 2);
+    /// Cuts off its second half, or only its last member, behind which others will come.
+    fn split(&mut self, grows: bool) -> (u128, Self) {
+        let len = self.members.len();
+        let members = self.members.split_off(if grows { len.saturating_sub(1) } else { len / 2 });
         self.members.shrink_to(PART_MAX);
         // What is cut has members in both halves.
         (members.first().map_or(0, Numbered::number), Self::of(members))
@@ -184,7 +185,7 @@ impl<S: Clone> Part<S> {
 impl<S: Numbered> Many<S> {
     fn new(mut first: Part<S>) -> Self {
         let len = first.members.len();
-        let second = first.split();
+        let second = first.split(false);
         Self { parts: vec![(0, first), second], len, listing: OnceLock::new() }
     }
 
@@ -194,13 +195,17 @@ impl<S: Numbered> Many<S> {
     }
 
     fn insert(&mut self, subscriber: S) -> (bool, Option<Stale<S>>) {
-        let at = self.part_of(subscriber.number());
+        let number = subscriber.number();
+        let at = self.part_of(number);
+        let is_last = at + 1 == self.parts.len();
         let part = &mut self.parts[at].1;
         let Some(list) = part.insert(subscriber) else { return (false, None) };
         self.len += 1;
         if PART_MAX < part.members.len() {
-            let half = part.split();
-            self.parts.insert(at + 1, half);
+            // Who comes now has the largest number as a rule: to halve each part for that would leave all half empty.
+            let grows = is_last && part.members.last().is_some_and(|last| last.number() == number);
+            let cut = part.split(grows);
+            self.parts.insert(at + 1, cut);
         }
         (true, Stale::of(list, self.listing.take()))
     }
@@ -383,6 +388,16 @@ mod tests {
         let is_kept = |part: &LongPart<u64>| before.parts.iter().any(|other| Arc::ptr_eq(&part.list, &other.list));
         let made = after.parts.iter().filter(|part| !is_kept(part)).count();
         assert!((1..=2).contains(&made) && 20 < after.parts.len(), "{made} of {}", after.parts.len());
+    }
+
+    /// Who come one after another, as sessions do, fill all parts but two: the first list was halved when it became long.
+    #[test]
+    fn who_come_one_after_another_fill_their_parts() {
+        let mut subscribers = Subscribers::default();
+        (0..10_000_u64).for_each(|number| _ = subscribers.insert(number));
+        let Subscribers::Many(many) = &subscribers else { panic!("they are many") };
+        let full = many.parts.iter().filter(|(_, part)| part.members.len() == PART_MAX).count();
+        assert_eq!((full, many.parts.len()), (10_000 / PART_MAX, 10_000 / PART_MAX + 2));
     }
 
     proptest! {

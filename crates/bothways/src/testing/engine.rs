@@ -224,7 +224,7 @@ async fn what_is_too_large_is_refused(bed: Bed) {
     assert!(64 << 10 <= most, "{most}");
     let large = Bytes::from(vec![0; most + 1]);
     assert_eq!(asker.ask(node, large.clone(), SOON).await, Err(AskError::TooLarge));
-    assert_eq!(asker.claim(SessionId::random(), None, large.clone(), SOON).await, Err(ClaimError::TooLarge));
+    assert_eq!(asker.claim(SessionId::next(), None, large.clone(), SOON).await, Err(ClaimError::TooLarge));
     assert_eq!(asker.append(Log::Mailbox("a".to_owned()), NewEntry::new(large)).await, Err(AppendError::TooLarge));
     // A batch between nodes has half a MiB, or less if the engine takes less.
     let whole = Bytes::from(vec![7; (512 << 10).min(most / 2)]);
@@ -300,7 +300,7 @@ async fn who_was_never_met_is_buried_for_good(bed: Bed) {
 }
 
 async fn of_many_that_claim_one_wins(bed: Bed) {
-    let id = SessionId::random();
+    let id = SessionId::next();
     let nodes: Vec<_> = (0..4).map(|_| bed.node()).collect();
     let mut was: Option<Revision> = None;
     for round in 0..5_u8 {
@@ -334,7 +334,7 @@ async fn of_many_that_claim_one_wins(bed: Bed) {
 }
 
 async fn a_stale_claim_is_refused_and_told_what_is_there(bed: Bed) {
-    let (one, other, id, ttl) = (bed.node(), bed.node(), SessionId::random(), SOON * 12);
+    let (one, other, id, ttl) = (bed.node(), bed.node(), SessionId::next(), SOON * 12);
     assert_eq!(one.session(id, true).await, Ok(None));
     let first = one.claim(id, None, text("1"), ttl).await.expect("there was none");
     let second = other.claim(id, Some(first), text("2"), ttl).await.expect("it was the last");
@@ -350,7 +350,7 @@ async fn a_stale_claim_is_refused_and_told_what_is_there(bed: Bed) {
 }
 
 async fn a_record_that_was_forgotten_can_be_claimed_anew(bed: Bed) {
-    let (one, id, ttl) = (bed.node(), SessionId::random(), SOON * 12);
+    let (one, id, ttl) = (bed.node(), SessionId::next(), SOON * 12);
     let first = one.claim(id, None, text("1"), ttl).await.expect("there was none");
     assert_eq!(one.forget(id, first).await, Ok(()));
     assert_eq!(one.session(id, true).await, Ok(None));
@@ -360,7 +360,7 @@ async fn a_record_that_was_forgotten_can_be_claimed_anew(bed: Bed) {
 }
 
 async fn a_record_ends_with_its_time(bed: Bed) {
-    let (one, id) = (bed.node(), SessionId::random());
+    let (one, id) = (bed.node(), SessionId::next());
     one.claim(id, None, text("1"), Duration::from_secs(1)).await.expect("there was none");
     let began = Instant::now();
     while one.session(id, true).await.expect("the engine works").is_some() {

@@ -196,7 +196,7 @@ async fn a_full_history_forgets_the_oldest(bed: StoreBed) {
 }
 
 async fn an_entry_ends_with_its_time(bed: StoreBed) {
-    let (one, log) = (bed.node(), Log::Parked(SessionId::random()));
+    let (one, log) = (bed.node(), Log::Parked(SessionId::next()));
     one.append(log.clone(), NewEntry::new("short").with_time_to_live(Duration::from_secs(1))).await.expect("room");
     let stays = one.append(log.clone(), NewEntry::new("long").with_time_to_live(SOON * 12)).await.expect("room");
     let began = Instant::now();
