@@ -140,8 +140,7 @@
 mod beside;
 pub mod call;
 pub mod caller;
-#[doc(hidden)] // For crates of this repository.
-pub mod calm;
+mod calm;
 pub mod client;
 mod clock;
 #[cfg(feature = "cluster")]

@@ -90,10 +90,7 @@ impl Front {
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    match self.shared.told.due() {
-                        Some(left_out) => tracing::warn!(left_out, %error, "cannot accept an HTTP connection"),
-                        None => tracing::debug!(%error, "cannot accept an HTTP connection"),
-                    }
+                    tracing::warn!(%error, "cannot accept an HTTP connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

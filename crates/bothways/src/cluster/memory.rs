@@ -833,10 +833,20 @@ impl MemoryFaults {
         listener.inspect(|listener| _ = listener.paused.send_replace(paused)).is_some()
     }
 
-    /// The node is gone without a word: its lease runs out by itself.
+    /// The node is gone without a word: its lease runs out by itself, and nothing that is left of it reaches the broker.
     pub fn kill(&self, node: NodeId) {
-        let gone = self.shared.state.lock().nodes.remove(&node);
-        drop(gone);
+        let gone = {
+            let mut state = self.shared.state.lock();
+            let gone = state.nodes.remove(&node);
+            if let Some(Listener { here, .. }) = &gone {
+                state.engines.retain(|other| !Arc::ptr_eq(other, here));
+            }
+            gone
+        };
+        if let Some(Listener { here, .. }) = gone {
+            set(&here.mail, false);
+            set(&here.register, false);
+        }
     }
 
     /// Reads of records show what was there before the last change.
