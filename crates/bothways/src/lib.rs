@@ -176,8 +176,8 @@ pub mod xclient;
 pub use self::{
     caller::{CallOptions, Caller, Response},
     client::{
-        Client, ClientOptions, ConnectionEvent, ConnectionEvents, Reconnect, ServerMessage, ServerMessages,
-        SessionLost, Token,
+        Client, ClientOptions, ConnectionEvent, ConnectionEvents, OtherAddresses, Reconnect, ServerMessage,
+        ServerMessages, SessionLost, Token,
     },
     codec::{Encode, Payload},
     connection::{Connection, Overflow, Sent},

@@ -161,6 +161,9 @@ pub mod keys {
     pub const GOODBYE_WHY: &str = "_bw.why";
     /// How long the client waits before it connects again after [`GOODBYE`]: milliseconds, decimal.
     pub const GOODBYE_AFTER: &str = "_bw.after";
+    /// Where else the client may go, in [`GOODBYE`] and in the refusal of a Hello by a server that stops: addresses in
+    /// rpcx's form, `network@address`, separated by blanks, the best one first.
+    pub const GOODBYE_OTHERS: &str = "_bw.alt";
     /// Metadata of the refusal of a Hello, if there are too many clients: milliseconds to wait before trying again,
     /// decimal.
     pub const RETRY_AFTER: &str = "_bw.after";

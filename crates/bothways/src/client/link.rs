@@ -40,6 +40,7 @@ use tokio::{
 
 use super::{
     Common,
+    elsewhere::{Named, Target},
     events::{ConnectionEvent, ConnectionEvents, EventSender, SessionLost},
     handler::ClientHandler,
     messages::MessageQueue,
@@ -699,6 +700,8 @@ enum Tried {
     Refused(String),
     /// The server takes it later.
     NotNow(CloseReason),
+    /// It does not go there.
+    NotThere,
     /// The link has ended.
     Ended,
 }
@@ -715,19 +718,35 @@ struct Backoff {
 /// The task of a link.
 async fn keep(link: &Arc<Link>, keeper: &Keeper) {
     let mut backoff = Backoff::default();
-    let mut leaving = Vec::new();
+    let (mut leaving, mut named) = (Vec::new(), Named::default());
 
     while !link.is_ended() {
         let mut not_before = None;
-        let tried = keeper.attempt(link).await;
+        let tried = match named.next() {
+            Target::Home => keeper.attempt(link, None, &mut named).await,
+            Target::Other(other) => match keeper.attempt(link, Some(&*other), &mut named).await {
+                // Its own address decides whether the client fails, or is refused.
+                Tried::Failed(error) => {
+                    tracing::debug!(server = &*keeper.server, %other, error = %Said(&error), "not at another address");
+                    link.pause(backoff.failures, false).await;
+                    backoff.failures = backoff.failures.saturating_add(1);
+                    continue;
+                }
+                Tried::NotThere => continue,
+                tried => tried,
+            },
+        };
         let refused = matches!(tried, Tried::Refused(_));
 
         match tried {
             Tried::Ended => return,
+            Tried::NotThere => {}
             Tried::Stands(connection) => {
                 backoff.refusals = 0;
+                named.stands();
                 let began = Instant::now();
                 let Some(reason) = keeper.keep_up(link, &connection).await else { return };
+                named.hear_from(&connection);
                 if LIVED <= began.elapsed() {
                     backoff.failures = 0;
                 }
@@ -808,15 +827,24 @@ async fn outlive(link: Arc<Link>, keeper: Keeper, connection: Connection) {
 }
 
 impl Keeper {
-    /// Tries once to connect, and to be let in.
-    async fn attempt(&self, link: &Link) -> Tried {
+    /// Tries once to connect, and to be let in: at its own address, or at another one that its server has named.
+    async fn attempt(&self, link: &Link, other: Option<&str>, named: &mut Named) -> Tried {
+        let (transports, options) = (link.options.transports(), link.options.connect());
         let opening = async {
+            let Some(other) = other else {
+                let token = self.token(link).await?;
+                return Ok(Some((token, transports.connect(&link.address, options).await?)));
+            };
+            // Before anybody is asked for a token that would not be used.
+            let goes = named.open(other, &link.address, link.options.others(), transports, options).await;
+            let Some((address, options)) = goes else { return Ok(None) };
             let token = self.token(link).await?;
-            Ok((token, link.options.transports().connect(&link.address, link.options.connect()).await?))
+            Ok(Some((token, transports.connect(&address, &options).await?)))
         };
         let (token, socket) = tokio::select! {
             opened = opening => match opened {
-                Ok(opened) => opened,
+                Ok(Some(opened)) => opened,
+                Ok(None) => return Tried::NotThere,
                 Err(error) => return Tried::Failed(error),
             },
             () = link.ended() => return Tried::Ended,
@@ -853,8 +881,13 @@ impl Keeper {
             return Tried::Ended;
         }
 
+        named.hear_from(&connection);
         self.dismiss(connection);
         let address = link.address.to_string();
+        if other.is_some() && matches!(over, Some(CloseReason::Unauthenticated(_) | CloseReason::HelloRefused(_))) {
+            // Its own address decides whether the client is refused.
+            return Tried::Failed(ConnectError::NoAnswer { address, after: limit });
+        }
         match over {
             None => Tried::Failed(ConnectError::NoAnswer { address, after: limit }),
             Some(CloseReason::Unauthenticated(text) | CloseReason::HelloRefused(text)) => Tried::Refused(text),

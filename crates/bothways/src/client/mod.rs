@@ -6,6 +6,7 @@
 //! | `options.rs` | deadlines, bounds, token, codec |
 //! | `layered.rs` | the end of a call that goes through layers |
 //! | `returned.rs` | oneway requests that did not run and wait for the next connection |
+//! | `elsewhere.rs` | where it goes when its server stops, if that names other addresses |
 //! | `link.rs` | keeps the connection: watches it, and makes it again with back-off |
 //! | `handler.rs` | what comes from the server: messages to the queue, calls to the handlers |
 //! | `messages.rs` | the bounded queue of what the server pushes, and its stream |
@@ -17,6 +18,7 @@
 //! | `results.rs` | replies to the server's calls, so that a call that is sent again runs once |
 //! | `events.rs` | connected, lost, restored: always reported, in order |
 
+mod elsewhere;
 mod events;
 mod handler;
 mod holes;
@@ -42,6 +44,12 @@ use bothways_proto::{SerializeType, keys};
 use parking_lot::Mutex;
 use tokio::{runtime, time::Instant};
 
+pub use self::{
+    elsewhere::OtherAddresses,
+    events::{ConnectionEvent, ConnectionEvents, SessionLost},
+    messages::{ServerMessage, ServerMessages},
+    options::{ClientOptions, Reconnect, Token},
+};
 pub(crate) use self::{
     events::EventSender,
     handler::handle_messages,
@@ -49,11 +57,6 @@ pub(crate) use self::{
     messages::MessageQueue,
     repeats::ReceivedKeys,
     subscriptions::{Subscribing, Unsubscribing},
-};
-pub use self::{
-    events::{ConnectionEvent, ConnectionEvents, SessionLost},
-    messages::{ServerMessage, ServerMessages},
-    options::{ClientOptions, Reconnect, Token},
 };
 use self::{
     layered::{Layered, LayeredTry},

@@ -4,7 +4,10 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use bothways_proto::{Capabilities, CompressType, Limits, SerializeType};
 
-use super::messages::{MessageQueue, QueueBounds, ServerMessages};
+use super::{
+    elsewhere::OtherAddresses,
+    messages::{MessageQueue, QueueBounds, ServerMessages},
+};
 use crate::{
     call::{CallLayer, CallLayers},
     clock::backoff,
@@ -64,6 +67,7 @@ pub struct ClientOptions {
     negotiate: bool,
     device: Option<Arc<str>>,
     reconnect: Reconnect,
+    others: OtherAddresses,
     refusals_max: Option<u32>,
     backoff_base: Duration,
     backoff_max: Duration,
@@ -91,6 +95,7 @@ impl Default for ClientOptions {
             negotiate: true,
             device: None,
             reconnect: Reconnect::default(),
+            others: OtherAddresses::default(),
             refusals_max: None,
             backoff_base: Duration::from_millis(50),
             backoff_max: Duration::from_secs(10),
@@ -227,6 +232,20 @@ impl ClientOptions {
     pub fn reconnect(mut self, reconnect: Reconnect) -> Self {
         self.reconnect = reconnect;
         self
+    }
+
+    /// To which of the addresses this client goes that its server names when it stops. It tries each of them in turn, with
+    /// back-off, then its own address, and so on; from ten minutes after that only its own. Default
+    /// [`OtherAddresses::Trusted`]. What it says of its server, in events and errors, stays the address that it was made
+    /// with. An [`XClient`](crate::XClient) ignores such addresses: it has a list of servers, and goes to another one of
+    /// these.
+    pub fn other_addresses(mut self, others: OtherAddresses) -> Self {
+        self.others = others;
+        self
+    }
+
+    pub(super) fn others(&self) -> OtherAddresses {
+        self.others
     }
 
     /// Writes what happens to this client, such as a refused token, to the log at level debug only. The same is still told

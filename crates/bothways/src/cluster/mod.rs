@@ -17,6 +17,7 @@
 //! | `claim.rs` | who has a session whose client comes to another node; no I/O, no clock |
 //! | `bring.rs` | brings a session here whose client has come: claims at work |
 //! | `moves.rs` | the sessions of a node in the register, and those that leave it or came lately |
+//! | `offers.rs` | which other nodes a node that stops names to its clients; no I/O, no clock |
 //! | `park.rs` | leaves sessions in the store whose node stops |
 //! | `record.rs`, `snapshot.rs` | what the register has of a session, and a session as bytes |
 //! | `mail.rs` | what nodes write to each other |
@@ -37,6 +38,7 @@ mod mail;
 pub mod memory;
 mod moves;
 mod node;
+mod offers;
 mod options;
 mod park;
 mod record;

@@ -39,10 +39,11 @@ use super::{
     link::{Arrival, BATCH_BYTES_MAX, Incoming, Number, Outgoing},
     mail::{self, Answer, ITEM_BYTES, Item, Standing},
     moves::{self, Moves},
+    offers::{Offers, Taker},
     options::Cluster,
     remote::{At, Moved, Origin, Owed, PushNumber},
     topics::{TopicsOfNode, keep_topics},
-    view::{ClusterStats, Home, Load},
+    view::{ClusterStats, Home, Load, read_card},
 };
 use crate::{
     calm::{Calm, tell},
@@ -85,6 +86,8 @@ pub(super) const BATCH_OVERHEAD: usize = 1024;
 pub(super) struct Card {
     version: u32,
     pub(super) address: Option<String>,
+    /// More of them, of other networks.
+    pub(super) also_at: Vec<String>,
     pub(super) load: Load,
     pub(super) up_ms: u64,
 }
@@ -100,6 +103,9 @@ pub(crate) struct Node {
     pub(super) state: Mutex<State>,
     /// Woken when links may be idle.
     said: Notify,
+    /// Woken when its card says something new that the others are to see at once.
+    renews: Arc<Notify>,
+    offers: Mutex<Offers>,
     me: Weak<Self>,
     /// Its tasks end with it.
     pub(super) stop: watch::Sender<bool>,
@@ -222,13 +228,15 @@ impl Node {
                 calls: CallsOfNode::new(),
             }),
             said: Notify::new(),
+            renews: Arc::default(),
+            offers: Mutex::default(),
             stop: watch::Sender::new(false),
             runtime,
             topics: Arc::new(TopicsOfNode::new()),
             told: Told::default(),
         });
         node.begin_life().await?;
-        tokio::spawn(keep_lease(Arc::downgrade(&node), node.stop.subscribe()));
+        tokio::spawn(keep_lease(Arc::downgrade(&node), Arc::clone(&node.renews), node.stop.subscribe()));
         tokio::spawn(watch_members(Arc::downgrade(&node), node.engine.members(), node.stop.subscribe()));
         let (mail, register) = (node.engine.mail_state(), node.engine.register_state());
         tokio::spawn(keep_topics(Arc::downgrade(&node), mail, register, node.stop.subscribe()));
@@ -339,7 +347,29 @@ impl Node {
     pub(super) fn card_now(&self) -> Card {
         let load = self.home.upgrade().map(|home| home.load()).unwrap_or_default();
         let up_ms = self.joined.elapsed().as_millis() as u64;
-        Card { version: 1, address: self.options.address.clone(), load, up_ms }
+        let (address, also_at) = (self.options.address.clone(), self.options.also_at.clone());
+        Card { version: 1, address, also_at, load, up_ms }
+    }
+
+    /// The others see at once what this node says of itself now.
+    pub(super) fn show_card(&self) {
+        self.renews.notify_one();
+    }
+
+    /// Where else a client of this node may go that stops: to other nodes that answer, and do not stop themselves.
+    pub(crate) fn others_for_client(&self) -> Option<String> {
+        let listed = Arc::clone(&self.engine.members().borrow());
+        let here: Vec<NodeId> = {
+            let state = self.state.lock();
+            let is_there = |link: &Link| !link.is_missing && link.silent_since.is_none();
+            state.members.iter().filter(|(_, link)| is_there(link)).map(|(node, _)| *node).collect()
+        };
+        let takers = here.into_iter().filter_map(|node| {
+            let Card { address, also_at, load, up_ms, .. } = read_card(&listed.get(&node)?.card)?;
+            let addresses = address.into_iter().chain(also_at).collect();
+            (!load.is_draining).then_some(Taker { node, card: up_ms, sessions: load.sessions, addresses })
+        });
+        self.offers.lock().choose(takers.collect())
     }
 
     fn card(&self) -> Bytes {
@@ -997,11 +1027,12 @@ pub(super) async fn until_stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Renews the lease, and buries those whose leases have ended.
-async fn keep_lease(node: Weak<Node>, mut stop: watch::Receiver<bool>) {
+async fn keep_lease(node: Weak<Node>, renews: Arc<Notify>, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             () = until_stopped(&mut stop) => return,
             () = sleep(RENEW_EVERY) => {}
+            () = renews.notified() => {}
         }
         let Some(node) = node.upgrade() else { return };
         let (lease, began) = (node.state.lock().lease.clone(), Instant::now());

@@ -24,6 +24,7 @@ use super::{calls::CallBounds, engine::Engine};
 pub struct Cluster {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) address: Option<String>,
+    pub(super) also_at: Vec<String>,
     pub(super) lease: Duration,
     pub(super) pushes_max: usize,
     pub(super) park_bytes_max: usize,
@@ -53,6 +54,7 @@ impl Cluster {
         Self {
             engine,
             address: None,
+            also_at: Vec::new(),
             lease: Duration::from_secs(15),
             pushes_max: 128 << 10,
             park_bytes_max: 256 << 20,
@@ -60,9 +62,23 @@ impl Cluster {
         }
     }
 
-    /// Where clients reach this server, as the other nodes may tell them. Default: nothing is told.
+    /// Where clients reach this server, in rpcx's form, as the other nodes show it to operators, and name it to their own
+    /// clients when they stop. At most 255 bytes, without blanks. Default: nothing is told.
     pub fn address(mut self, address: impl Into<String>) -> Self {
         self.address = Some(address.into());
+        self
+    }
+
+    /// One more such address, of another network: a client goes to one of the network that it uses. Three at most count.
+    ///
+    /// ```
+    /// # let broker = bothways::cluster::memory::MemoryBroker::new();
+    /// let cluster = bothways::cluster::Cluster::new(broker.engine())
+    ///     .address("tcp@10.0.0.7:8972")
+    ///     .also_at("wss@node7.example.org:443");
+    /// ```
+    pub fn also_at(mut self, address: impl Into<String>) -> Self {
+        self.also_at.push(address.into());
         self
     }
 

@@ -58,6 +58,7 @@ impl Node {
     /// The server begins to stop: sessions that go on elsewhere count from here on.
     pub(crate) fn begin_leaving(&self) {
         self.moves.count_departed();
+        self.show_card();
     }
 
     /// Leaves the sessions whose clients may come back in the store, where every node finds them.

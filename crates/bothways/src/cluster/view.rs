@@ -43,7 +43,7 @@ pub struct NodeView {
     pub is_missing: bool,
     /// For so long it has answered nothing that this node sent.
     pub silent: Option<Duration>,
-    /// Where clients reach it, if it says so.
+    /// Where clients reach it, if it says so: its [`Cluster::address`](super::Cluster::address).
     pub address: Option<String>,
     /// Of its library.
     pub version: String,
@@ -154,6 +154,6 @@ impl Node {
 }
 
 /// Of a newer version, it says what this one understands.
-fn read_card(card: &Bytes) -> Option<Card> {
+pub(super) fn read_card(card: &Bytes) -> Option<Card> {
     Card::decode(SerializeType::MSGPACK, card.clone()).ok()
 }

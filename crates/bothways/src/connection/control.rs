@@ -380,7 +380,12 @@ impl Connection {
     /// As [`Self::say_goodbye`], and when to come back. False: the client does not understand it. Of a `why` that is
     /// longer than [`WHY_BYTES_MAX`] the beginning is said.
     pub(crate) fn say_goodbye_for(&self, code: &str, why: &str, reconnect_after: Option<Duration>) -> bool {
-        let said = goodbye(code, why, reconnect_after);
+        let mut said = goodbye(code, why, reconnect_after);
+        if code == SHUTTING_DOWN
+            && let Some(others) = self.shared.handler.others()
+        {
+            said.insert(keys::GOODBYE_OTHERS, others);
+        }
         self.catch_up();
         let understands = self.queue_goodbye(&mut self.shared.state.lock(), said);
         if understands {
@@ -456,6 +461,9 @@ impl Connection {
         is_checked
     }
 }
+
+/// The code of a Goodbye of a server that stops.
+pub(crate) const SHUTTING_DOWN: &str = "shutting_down";
 
 /// What a Goodbye says.
 fn goodbye(code: &str, why: &str, reconnect_after: Option<Duration>) -> Metadata {

@@ -43,6 +43,11 @@ pub(crate) trait ConnectionHandler: Send + Sync + 'static {
         Ok(())
     }
 
+    /// While it stops: where else its clients may go, as `_bw.alt` has it.
+    fn others(&self) -> Option<String> {
+        None
+    }
+
     /// The first frame of a peer that can do more than rpcx. `Err` refuses it, and the connection ends.
     fn handle_hello(&self, connection: &Connection, metadata: Metadata) -> BoxFuture<Result<(), AuthError>>;
 

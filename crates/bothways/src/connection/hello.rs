@@ -27,6 +27,9 @@ const HELLO_RETRY: Duration = Duration::from_secs(1);
 /// Most bytes of the server's words in a Welcome.
 const WORDS_BYTES: usize = 200;
 
+/// Most bytes that are kept of what a server says of other addresses: those of three nodes, with four each.
+const OTHERS_BYTES: usize = 4 << 10;
+
 /// Said to whom a server that stops turns away.
 const STOPPING: &str = "the server is shutting down";
 
@@ -53,6 +56,7 @@ impl Connection {
 
         // From here the lock is free: the Cancels take it themselves, and the layer above has locks of its own.
         if let Some(refusal) = refusal_of_hello(answer, &said) {
+            Self::hear_others(&mut state, &said);
             state.drain(refusal);
             drop(state);
             self.shared.changed.notify_waiters();
@@ -65,6 +69,19 @@ impl Connection {
         self.shared.handler.on_welcome_received(self, welcomed.then_some(&said));
     }
 
+    /// Where else the server says that this client may go.
+    fn hear_others(state: &mut Locked<'_>, said: &Metadata) {
+        if let Some(others) = said.get(keys::GOODBYE_OTHERS) {
+            let others = &others[..others.floor_char_boundary(OTHERS_BYTES)];
+            state.rare().others = Some(others.into());
+        }
+    }
+
+    /// At a client: where else its server has said that it may go, as it was said.
+    pub(crate) fn others(&self) -> Option<Box<str>> {
+        self.shared.state.lock().rare.as_ref()?.others.clone()
+    }
+
     /// The server says that it is about to end the connection.
     #[cold]
     pub(super) fn handle_goodbye<'a>(&'a self, mut state: Locked<'a>, message: &Message) {
@@ -73,6 +90,7 @@ impl Connection {
         let (code, why) = (text(keys::GOODBYE_CODE), text(keys::GOODBYE_WHY));
         let reconnect_after = wait_asked_for(&said, keys::GOODBYE_AFTER);
         Self::hear_taken(&mut state, &said);
+        Self::hear_others(&mut state, &said);
         state.drain(CloseReason::Goodbye { code, why, reconnect_after });
         self.say_last(&mut state);
         // Those who wait for it are woken without the lock, which they take.
@@ -97,10 +115,13 @@ impl Connection {
 
     /// Refuses a Hello with "not now". The connection ends after that.
     fn refuse_for_now(&self, hello: &Message, why: &str, retry_after: Duration) {
-        let refusal = Metadata::new()
+        let mut refusal = Metadata::new()
             .with(keys::ERROR, cut(why))
             .with(keys::ERROR_CODE, ErrorCode::Overloaded.name())
             .with(keys::RETRY_AFTER, retry_after.as_millis().to_string());
+        if let Some(others) = self.shared.handler.others() {
+            refusal.insert(keys::GOODBYE_OTHERS, others);
+        }
         let header = hello.header().reply().with_status(Status::ERROR);
         self.control(Message::new(header, "", "", &refusal, &[]).frame());
         self.close_unwelcomed(CloseReason::NotAdmitted { why: why.to_owned(), retry_after });

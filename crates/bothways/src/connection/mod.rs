@@ -96,7 +96,7 @@ pub(crate) use self::{
     announced::{METHODS_BYTES_MAX, Methods},
     behind::HeldReply,
     call::CallTime,
-    control::TokenOver,
+    control::{SHUTTING_DOWN, TokenOver},
     dispatch::deadline,
     hand_back::NotRun,
     handler::{Answer, ConnectionHandler, ends_something, is_an_end},
@@ -292,6 +292,8 @@ struct Rare {
     messages_repeated: u64,
     /// The Hello that is being checked is refused for now: its client may come again after so long.
     turned_away: Option<std::time::Duration>,
+    /// Where else the server has said that its client may go.
+    others: Option<Box<str>>,
     /// What waits for the Welcome that is on its way: a Goodbye, and the end.
     after_welcome: AfterWelcome,
     /// Calls that were given up while the Hello of this side is not answered: their Cancels go after the answer.

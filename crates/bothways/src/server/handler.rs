@@ -251,6 +251,12 @@ impl ConnectionHandler for ServerHandler {
         })
     }
 
+    #[cfg(feature = "cluster")]
+    fn others(&self) -> Option<String> {
+        let node = self.0.node.get().filter(|_| self.0.is_stopping())?;
+        node.others_for_client()
+    }
+
     fn admit(&self, first: &Message) -> Result<(), Duration> {
         let shared = &*self.0;
         // In any other frame these pairs mean nothing.

@@ -22,7 +22,7 @@ use tokio::{
 use super::{Shared, handler::RETRY_ELSEWHERE, silence::Silence};
 use crate::{
     clock::{is_outside, later},
-    connection::{Connection, after},
+    connection::{Connection, SHUTTING_DOWN, after},
     guard::Guarded,
 };
 
@@ -64,7 +64,6 @@ pub struct ShutdownReport {
     pub pushes_unhandled: usize,
 }
 
-const CODE: &str = "shutting_down";
 const WHY: &str = "the server is shutting down";
 
 /// Clients that are told, or closed, before others have their turn.
@@ -131,7 +130,7 @@ pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Shutdo
     let mut leaving = Leaving { shared, told: Vec::new() };
     for chunk in connections.chunks(AT_ONCE) {
         for connection in chunk {
-            let told = connection.turn_away(RETRY_ELSEWHERE) || connection.say_goodbye_for(CODE, WHY, None);
+            let told = connection.turn_away(RETRY_ELSEWHERE) || connection.say_goodbye_for(SHUTTING_DOWN, WHY, None);
             report.clients_told += usize::from(told);
             if !connection.is_negotiated() {
                 // Its next call is to find the end, and not to wait for the calls of others.
@@ -164,7 +163,7 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration, reconnects_p
         leaving.until(later(began, turn)).await;
         connection.take_no_calls();
         let wait = slot - turn;
-        let told = connection.turn_away(wait) || connection.say_goodbye_for(CODE, WHY, Some(wait));
+        let told = connection.turn_away(wait) || connection.say_goodbye_for(SHUTTING_DOWN, WHY, Some(wait));
         report.clients_told += usize::from(told);
         leaving.add(connection);
     }

@@ -193,6 +193,11 @@ impl Address {
         Self { network, target: target.into() }
     }
 
+    /// Where its host is, of a network with hosts.
+    pub(crate) async fn places(&self) -> std::io::Result<Vec<SocketAddr>> {
+        super::tcp::resolve(self).await
+    }
+
     /// No transport has its network.
     pub(super) fn unknown(&self, known: String) -> AddressError {
         AddressError::UnknownNetwork { network: self.network().to_owned(), address: self.to_string(), known }

@@ -1,6 +1,6 @@
 //! Options for listening and connecting.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
@@ -178,6 +178,8 @@ pub struct ConnectOptions {
     pub(super) connect_timeout: Duration,
     /// What the application has connected already; taken by the first try.
     pub(super) over: Option<Arc<Mutex<Option<AnySocket>>>>,
+    /// In place of those that the name of the address has.
+    pub(super) places: Option<Arc<[SocketAddr]>>,
     pub(super) tcp: TcpOptions,
     #[cfg(feature = "tls")]
     pub(super) tls: Option<TlsClient>,
@@ -188,6 +190,7 @@ impl Default for ConnectOptions {
         Self {
             connect_timeout: Duration::from_secs(5),
             over: None,
+            places: None,
             tcp: TcpOptions::default(),
             #[cfg(feature = "tls")]
             tls: None,
@@ -196,6 +199,18 @@ impl Default for ConnectOptions {
 }
 
 impl ConnectOptions {
+    /// Connects there, over TCP, in place of where the name of the address leads. All else is as the address says: who is
+    /// trusted there, and the path.
+    pub(crate) fn at(mut self, places: Arc<[SocketAddr]>) -> Self {
+        self.places = Some(places);
+        self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn places(&self) -> Option<&[SocketAddr]> {
+        self.places.as_deref()
+    }
+
     pub(crate) fn timeout(&self) -> Duration {
         self.connect_timeout
     }

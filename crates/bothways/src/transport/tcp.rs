@@ -132,10 +132,10 @@ async fn open(address: &Address, options: &ConnectOptions) -> io::Result<AnySock
         Some(tls) => {
             let host = address.host().filter(|host| !host.is_empty()).unwrap_or("localhost");
             let then = |socket| async move { begin(tls.handshake(socket, host).await?, address, true).await };
-            return connect(address, &options.tcp, deadline, then).await;
+            return connect(address, options, deadline, then).await;
         }
     }
-    connect(address, &options.tcp, deadline, |socket| begin(socket, address, false)).await
+    connect(address, options, deadline, |socket| begin(socket, address, false)).await
 }
 
 /// Nothing is said first: no network here wants it.
@@ -265,11 +265,15 @@ fn listen(place: SocketAddr, network: &Network, options: &ListenOptions) -> io::
 /// last has no share of its own: it is the caller who ends the wait at the deadline.
 async fn connect<T, F: Future<Output = io::Result<T>>>(
     address: &Address,
-    tcp: &TcpOptions,
+    options: &ConnectOptions,
     deadline: Instant,
     then: impl Fn(TcpSocket) -> F,
 ) -> io::Result<T> {
-    first_of(resolve(address).await?, tcp, deadline, then).await
+    let places = match &options.places {
+        Some(places) => places.to_vec(),
+        None => resolve(address).await?,
+    };
+    first_of(places, &options.tcp, deadline, then).await
 }
 
 /// See [`connect`].
@@ -314,7 +318,7 @@ fn not_to_itself(stream: TcpStream) -> io::Result<TcpStream> {
 }
 
 /// The addresses of the host, in the order in which the system gives them. No host is this machine.
-async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
+pub(super) async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
     let (host, port) = (address.host().unwrap_or_default(), address.port().unwrap_or_default());
     let host = if host.is_empty() { "localhost" } else { host };
     let all = tokio::net::lookup_host((host, port)).await?;
@@ -348,7 +352,7 @@ mod tests {
 
     async fn connect(place: &Address) -> io::Result<TcpSocket> {
         let deadline = Instant::now() + Duration::from_secs(60);
-        super::connect(place, &TcpOptions::default(), deadline, |socket| std::future::ready(Ok(socket))).await
+        super::connect(place, &ConnectOptions::default(), deadline, |socket| std::future::ready(Ok(socket))).await
     }
 
     #[cfg(target_os = "linux")]

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     call::{CallLayer, CallLayers},
-    client::ClientOptions,
+    client::{ClientOptions, OtherAddresses},
     router::Router,
     transport::{Transport, Transports},
 };
@@ -157,6 +157,8 @@ impl XClientOptions {
 
     /// The options of each server's client, with the layers of each try and all transports.
     pub(super) fn complete(mut self) -> Self {
+        // The list says where servers are: one that stops does not send its client to one of them a second time.
+        self.client = self.client.other_addresses(OtherAddresses::Ignore);
         self.client.wrap_in(&self.try_layers);
         self.client.add_transports(&self.transports);
         self
