@@ -5,7 +5,7 @@ import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 import { bundle, shared } from "./build.mjs";
 
-const most = { index: 12_000, json: 6_950 };
+const most = { index: 12_250, json: 6_950 };
 
 /** Bytes of a page's script that imports so much of an entry, before and after gzip. */
 async function sizeOf(entry, names) {

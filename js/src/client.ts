@@ -129,6 +129,10 @@ export class Core {
   /** @internal Begins to follow the page, and returns what ends that. */
   follow_?: () => () => void;
   private unfollow_?: () => void;
+  /** @internal Hears where else its server says that it may go, and says where the next try goes. */
+  named_?(said: string): void;
+  /** @internal */
+  where_?(): string;
   /** @internal Gives an error its value. */
   detail_?(error: BothwaysError, packed: string): void;
 
@@ -295,7 +299,7 @@ export class Core {
     const conn = (this.conn_ = new Conn(token ? { __AUTH: `${token}` } : {}, this.settings_, this));
     this.conns_.add(conn);
     try {
-      conn.open_(this.address_, this.dial_, hello);
+      conn.open_(this.where_?.() ?? this.address_, this.dial_, hello);
     } catch (error) {
       this.finish_(new BothwaysError("not_connected", textOf(error), { cause: error }), "not_connected");
     }
@@ -405,9 +409,10 @@ export class Core {
     if (conn != this.conn_ && !conn.calls_.size) conn.end_(farewell());
   }
 
-  private goodbye_(conn: Conn, { "_bw.code": code, "_bw.why": text, "_bw.after": after }: Meta) {
+  private goodbye_(conn: Conn, { "_bw.code": code, "_bw.why": text, "_bw.after": after, "_bw.alt": others }: Meta) {
     if (conn != this.conn_) return;
     if (isForGood(code)) return this.goAway_(code!, text);
+    this.named_?.(others ?? "");
     const why = new BothwaysError("closed", text || GOODBYE + code);
     this.detach_(conn);
     // Another tab that has a copy of this session has taken it over: two that take it from each other would go on so for

@@ -4,6 +4,7 @@ import { answersOf, handle } from "./answers.js";
 import { Core } from "./client.js";
 import { json, raw } from "./codec.js";
 import { msgpack } from "./msgpack.js";
+import { followOthers } from "./others.js";
 import { followPage } from "./page.js";
 import { keepSession } from "./store.js";
 import { subscribe, topicsOf, type Subscription } from "./topics.js";
@@ -25,6 +26,8 @@ export class Client extends Core {
     answersOf(this);
     topicsOf(this);
     followPage(this);
+    const { others = true } = options;
+    if (others) followOthers(this, others === true ? undefined : others);
     if (options.storage) keepSession(this, options.storage, options.storageKey);
   }
 

@@ -1,7 +1,7 @@
 /**
  * As `bothways`, small: JSON, and what comes in another codec as bytes. It connects, calls, takes pushes and resumes. What
  * not every page needs is added to a client by a function, and a bundler leaves out what is not imported: {@link handle},
- * {@link followPage}, {@link subscribe}, {@link keepSession}. Changes of presence are MessagePack: `presence` shows who is
+ * {@link followOthers}, {@link followPage}, {@link subscribe}, {@link keepSession}. Changes of presence are MessagePack: `presence` shows who is
  * there when the client subscribes or connects, and no changes.
  */
 import { plainJson } from "./codec.js";
@@ -11,6 +11,7 @@ import type { CoreOptions } from "./types.js";
 
 export { handle } from "./answers.js";
 export { Core as Client } from "./client.js";
+export { followOthers } from "./others.js";
 export { followPage } from "./page.js";
 export * from "./public.js";
 export { keepSession } from "./store.js";

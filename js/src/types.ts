@@ -67,6 +67,12 @@ export interface Options extends CoreOptions {
   storage?: SessionStorage;
   /** Its name there. Default `"bothways:"` and the address. */
   storageKey?: string;
+  /**
+   * Whether the client goes where its server says when it stops: for each address, in the form of the client's own; `false`:
+   * nowhere, as for a balancer that is to decide. It keeps its network and its path. Default: to the host of its own
+   * address, and to hosts below that.
+   */
+  others?: boolean | ((address: string) => boolean);
 }
 
 export interface CallOptions {
