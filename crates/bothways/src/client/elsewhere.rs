@@ -24,11 +24,11 @@ const PLACES_MAX: usize = 4;
 /// To which of the addresses a client goes that its server names when it stops.
 ///
 /// A server in a cluster tells its clients when it stops where the other nodes are. A client that goes there shows its
-/// token, and the secret of its session, to whoever answers; and it opens a connection wherever it was told to. So it asks:
+/// token, and the secret of its session, to the server that answers; and it opens a connection wherever it was told to. So it asks:
 /// what could a server that is not honest do with this? What a client never does, whatever is chosen here:
 ///
 /// - to use another network: of `tls@` it stays TLS, of `ws@` WebSocket;
-/// - to check a certificate for another name than that of the configured address: who answers must be what the client was
+/// - to check a certificate for another name than that of the configured address: the server that answers must be one that the client was
 ///   made to trust. The path of a WebSocket, and the name in its `Host`, stay those of the configured address too.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[cfg_attr(feature = "config", derive(serde::Deserialize), serde(rename_all = "snake_case"))]

@@ -224,7 +224,7 @@ fn a_client_takes_an_address_of_its_own_network() {
     });
 }
 
-/// Over TLS whoever answers has to have the certificate of the name that the client was made for: a node that has it is
+/// Over TLS the server that answers has to have the certificate of the name that the client was made for: a node that has it is
 /// reached by its number, and one that has another is not.
 #[cfg(feature = "tls")]
 #[tokio::test]
