@@ -7,13 +7,13 @@ use std::{sync::Arc, time::Duration};
 
 use bothways_proto::{Metadata, keys};
 use bytes::Bytes;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
     ask,
-    claim::{Claim, End, Given, Read, Step, Written as Outcome},
+    claim::{Claim, End, Given, Owned, Read, Step, Written as Outcome},
     engine::{BuryError, Log, NodeId, Revision},
-    moves::{Asked, Refused, Said, WriteError},
+    moves::{Asked, OwnedHere, Refused, Said, WriteError},
     node::Node,
     record::{Parked, Written},
     snapshot::{self, IMAGE_BYTES_MAX},
@@ -27,6 +27,8 @@ use crate::{
 
 /// How long a client waits for its session to come here, before it is to come again.
 const BRING_MAX: Duration = Duration::from_secs(2);
+/// After how long a compare-and-set of unknown end is written once more.
+const UNSURE_RETRY: Duration = Duration::from_millis(250);
 /// After how long a client comes again whose session cannot be had now.
 const RETRY_AGAIN: Duration = Duration::from_millis(500);
 /// How many parts of a parked session are read at once.
@@ -64,11 +66,12 @@ impl Node {
         let wanted = Wanted { id, hash, attempt, connection: connection.clone() };
         let node = self.this()?;
         Some(Box::pin(async move {
-            let brought = tokio::spawn(async move { node.bring(wanted).await }).await;
+            // It may go on for longer than its client waits: as long as nobody knows whose the session is.
+            let brought = timeout(BRING_MAX, tokio::spawn(async move { node.bring(wanted).await })).await;
             match brought {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(Refused::Late)) => Err(RETRY_LATE),
-                Ok(Err(Refused::Again)) | Err(_) => Err(RETRY_AGAIN),
+                Ok(Ok(Ok(()))) => Ok(()),
+                Ok(Ok(Err(Refused::Late))) => Err(RETRY_LATE),
+                Ok(Ok(Err(Refused::Again)) | Err(_)) | Err(_) => Err(RETRY_AGAIN),
             }
         }))
     }
@@ -97,14 +100,17 @@ impl Node {
         }
     }
 
-    /// `None`: it is here. A step that writes is never cut short; the others end with the time of the client.
+    /// `None`: it is here. It ends with the time of its client, and with the life of this node; but where the record may
+    /// name this node already, only when that is known, or when the node leaves.
     async fn claim(self: &Arc<Self>, wanted: &Wanted, deadline: Instant) -> Option<End> {
         let id = wanted.id;
         let Some(me) = self.me() else { return Some(End::Again) };
         let (mut claim, mut step) = Claim::<Image>::begin(me, rand::random());
         let mut seen = Seen::default();
         loop {
-            if deadline <= Instant::now() && !matches!(step, Step::Install { .. } | Step::End(_)) {
+            let is_over = deadline <= Instant::now() || self.me() != Some(me);
+            let may_stop = claim.may_stop() || *self.stopped().borrow();
+            if is_over && may_stop && !matches!(step, Step::Install { .. } | Step::End(_)) {
                 return Some(End::Again);
             }
             step = match step {
@@ -138,15 +144,19 @@ impl Node {
                 Step::Bury(node) => claim.buried(self.bury(node).await),
                 Step::Write(was, record) => {
                     let known = seen.known(wanted);
-                    claim.claimed(match self.write(id, was, &Written::new(&record, &known)).await {
+                    let outcome = match self.write(id, was, &Written::new(&record, &known)).await {
                         Ok(revision) => Outcome::Won(revision),
                         Err(WriteError::Lost(_)) => Outcome::Lost,
                         Err(WriteError::Down) => Outcome::Down,
                         Err(WriteError::Unknown) => Outcome::Unknown,
-                    })
+                    };
+                    if matches!(outcome, Outcome::Down | Outcome::Unknown) {
+                        sleep(UNSURE_RETRY).await;
+                    }
+                    claim.claimed(outcome)
                 }
                 Step::Install { term, revision, image } => {
-                    self.install(id, term, revision, &image, wanted.attempt);
+                    self.install(me, id, Owned::new(term, revision, wanted.attempt.unwrap_or(0), None), &image);
                     if let Some(parked) = seen.written.as_ref().and_then(|written| written.parked) {
                         // Its time would end by itself.
                         let place = Place { epoch: parked.epoch, sequence: parked.last };
@@ -175,7 +185,8 @@ impl Node {
         }
         let owner_lives = self.engine().members().borrow().contains_key(&record.owner);
         let may_judge = self.moves.may_judge(self.lease());
-        Read::Record { record, revision, owner_lives, may_judge }
+        let is_here = self.moves.has_record(id) || self.registry().is_some_and(|sessions| sessions.session_lives(id));
+        Read::Record { record, revision, owner_lives, may_judge, is_here }
     }
 
     /// Asks a node for a session, and fetches its parts.
@@ -186,6 +197,7 @@ impl Node {
             Some(Said::Image { term, revision, parts, first }) => (term, Revision(revision), parts, first),
             Some(Said::Late) => return Given::Late,
             Some(Said::NotMine) => return Given::NotMine,
+            Some(Said::Nothing) => return Given::Nothing,
             Some(Said::Moved(to)) => return Given::Moved(NodeId(to)),
             _ => return Given::Silent,
         };
@@ -265,23 +277,18 @@ impl Node {
         }
     }
 
-    /// The record names this node: the session is here from here on.
-    pub(super) fn install(
-        self: &Arc<Self>,
-        id: SessionId,
-        term: u64,
-        revision: Revision,
-        image: &SessionImage,
-        attempt: Option<u64>,
-    ) {
-        let (Some(sessions), Some(me)) = (self.registry(), self.me()) else { return };
+    /// The record names this node, under a name that it had when the claim began: the session is here from here on.
+    fn install(self: &Arc<Self>, named: NodeId, id: SessionId, owned: OwnedHere, image: &SessionImage) {
+        let Some(sessions) = self.registry() else { return };
+        // Its next life, if this one is over, claims it anew.
+        let (me, is_stale) = (self.me().unwrap_or(named), self.me() != Some(named));
         let from = Some(NodeId(image.from)).filter(|from| self.others().contains(from));
         let (taken, cuts) = {
             // What is pushed is before the cuts, or finds the session.
             let _alone = sessions.gate.write();
             let cuts = self.cuts(me);
             let taken = image.taken.iter().map(|(node, number)| (NodeId(*node), *number)).collect();
-            self.moves.own(id, term, revision, attempt.unwrap_or(0), cuts.clone(), taken);
+            self.moves.own(id, owned, is_stale, cuts.clone(), taken);
             let follows = |number| self.follows(from.unwrap_or(NodeId(0)), number);
             (sessions.take_in(image.clone(), from.is_some(), &follows), cuts)
         };

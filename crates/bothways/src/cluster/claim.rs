@@ -3,7 +3,9 @@
 //! ```text
 //!  Hello at B ──► read the record ──► ask its owner for the session (Give)
 //!                   ▲                   ├─ image ──► compare-and-set on the revision that came with it ─► install
-//!                   └───── lost ◄───────┘                └─ unknown ─► read: is it ours?
+//!                   └───── lost ◄───────┘                └─ unknown ─► the same once more, until it is known
+//!                 ├─ it names this node, or one that answers, and there is nothing: is the connection still open? ─►
+//!                 │  compare-and-set ─► unknown
 //!                 ├─ it is parked: read the image from the store, compare-and-set ─► install
 //!                 ├─ the owner is silent, or the register: refused for now, and the client keeps its session
 //!                 ├─ its lease has ended: gravestone ─► is the connection still open? ─► compare-and-set ─► node lost
@@ -13,6 +15,9 @@
 //!
 //! The image comes first and the compare-and-set second: anyone who dies on the way leaves a record that names a node
 //! that has the session. The owner stays frozen until the record has moved, or thaws by a compare-and-set of its own.
+//! Where nobody knows how a compare-and-set ended the image is kept, and the same is written once more, on the same
+//! revision and under the same nonce: if it was written, the register says so, and if not, it is now. Until one of them is
+//! certain the record may name this node, and so the session is not let go ([`Claim::may_stop`]).
 //! The term moves with the owner. Connections of one owner are numbered by the client, and the owner admits only a
 //! greater number.
 
@@ -20,6 +25,10 @@ use super::engine::{NodeId, Revision};
 
 /// How often a claim begins anew before the client is refused for now.
 const ROUNDS_MAX: u8 = 3;
+/// How often an owner finds a record of its own in its way, before it tries again later.
+const OWN_MAX: u8 = 8;
+/// How many nodes a claim is sent on by.
+const HOPS_MAX: u8 = 8;
 
 /// What goes wrong on purpose, so that a search is seen to find it.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
@@ -53,6 +62,18 @@ pub(super) enum Mutant {
     /// Members that have nothing are proof enough, although an owner may be stopped, and no member.
     #[cfg(test)]
     NoProof,
+    /// N14: a claim of which nobody knows whether it was written lets go of the session.
+    #[cfg(test)]
+    DoubtDrops,
+    /// A node that has a session in its hands says that it has none.
+    #[cfg(test)]
+    InHandIsNothing,
+    /// N13: a record of its own, from a try of which nobody knew how it ended, is another node's to an owner.
+    #[cfg(test)]
+    OwnIsOthers,
+    /// An owner that does not know whether it was written takes it that it was.
+    #[cfg(test)]
+    UnknownIsWon,
 }
 
 /// What the register has of a session.
@@ -92,7 +113,10 @@ pub(super) enum Given<I> {
     },
     /// It has admitted a later attempt.
     Late,
+    /// It is not here, or cannot go.
     NotMine,
+    /// There is nothing of it, and nothing is on its way: a record that names the one that says so names nobody.
+    Nothing,
     /// This node has it now.
     Moved(NodeId),
     /// Nothing was answered in time, or the owner is in doubt.
@@ -190,6 +214,69 @@ impl<I: Clone> Owned<I> {
     }
 }
 
+/// How a compare-and-set of an owner's own record has ended.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Wrote {
+    Won(Revision),
+    /// It is this now, which is newer than what was named; `None`: there is none.
+    Lost(Option<(Record, Revision)>),
+    /// Nobody knows; or nothing was written.
+    Unknown,
+}
+
+/// What an owner does about its own record.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Keep {
+    /// Compare and set: [`Keeping::wrote`].
+    Write(Option<Revision>),
+    /// The session is here, by this revision.
+    Stays(Revision),
+    /// Another node has it.
+    Gone(NodeId),
+    /// There is no record any more.
+    Forgotten,
+    /// Not now: it is as it was, and tried again later.
+    Later,
+}
+
+/// An owner writes the record of a session that it has. A record of the same owner and term that is there already is an
+/// earlier try of which nobody could tell how it ended, as no other node writes this one's name: it is written over.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) struct Keeping {
+    record: Record,
+    rounds: u8,
+    mutant: Mutant,
+}
+
+impl Keeping {
+    pub(super) fn begin(was: Option<Revision>, record: Record) -> (Self, Keep) {
+        (Self { record, rounds: 0, mutant: Mutant::None }, Keep::Write(was))
+    }
+
+    #[cfg(test)]
+    pub(super) fn mutated(self, mutant: Mutant) -> Self {
+        Self { mutant, ..self }
+    }
+
+    pub(super) fn wrote(&mut self, wrote: Wrote) -> Keep {
+        match wrote {
+            Wrote::Won(revision) => Keep::Stays(revision),
+            Wrote::Lost(Some((other, revision))) => {
+                let is_own = other.is_of(&self.record);
+                #[cfg(test)]
+                let is_own = is_own && self.mutant != Mutant::OwnIsOthers;
+                if !is_own {
+                    return Keep::Gone(other.owner);
+                }
+                self.rounds += 1;
+                if self.rounds < OWN_MAX { Keep::Write(Some(revision)) } else { Keep::Later }
+            }
+            Wrote::Lost(None) => Keep::Forgotten,
+            Wrote::Unknown => Keep::Later,
+        }
+    }
+}
+
 /// What the one that claims is to do next.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Step<I> {
@@ -233,12 +320,13 @@ pub(super) enum End {
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Read {
     /// `owner_lives`: it is in the list of members. `may_judge`: this node's lease is certain, and the register was up for
-    /// a whole lease.
+    /// a whole lease. `is_here`: this node has the session.
     Record {
         record: Record,
         revision: Revision,
         owner_lives: bool,
         may_judge: bool,
+        is_here: bool,
     },
     /// Its node has left it in the store.
     Parked {
@@ -253,8 +341,10 @@ pub(super) enum Read {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Written {
     Won(Revision),
+    /// Another one was first. If the record is the very one that was to be written, it was won.
     Lost,
     Unknown,
+    /// Nothing was written by this try.
     Down,
 }
 
@@ -264,6 +354,7 @@ pub(super) struct Claim<I> {
     me: NodeId,
     nonce: u64,
     rounds: u8,
+    hops: u8,
     state: State<I>,
     mutant: Mutant,
 }
@@ -271,7 +362,10 @@ pub(super) struct Claim<I> {
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 enum State<I> {
     Reading,
-    Giving,
+    /// `named`: by the record of this term and revision.
+    Giving {
+        named: Option<(u64, Revision)>,
+    },
     AskingAll,
     Unparking {
         term: u64,
@@ -281,17 +375,18 @@ enum State<I> {
         term: u64,
         revision: Revision,
     },
+    /// `goal`: what is written if the client is still there.
     Looking {
         term: u64,
-        revision: Revision,
+        was: Option<Revision>,
+        goal: Goal<I>,
     },
+    /// `is_unsure`: an earlier try of the same may have been written.
     Writing {
+        was: Option<Revision>,
         record: Record,
         goal: Goal<I>,
-    },
-    Rereading {
-        record: Record,
-        goal: Goal<I>,
+        is_unsure: bool,
     },
     #[cfg(test)]
     ClaimedFirst {
@@ -307,14 +402,15 @@ enum Goal<I> {
     Image(I),
     /// The session begins anew: its node is gone.
     Anew,
-    /// Nobody has it: a record that can be created proves that there is none. It is to be forgotten again.
+    /// Nobody has it: a record that can be created, or written over one that names a node without it, proves that. It is
+    /// to be forgotten again.
     Proof,
 }
 
 impl<I: Clone> Claim<I> {
     /// A claim, and its first step. The nonce is its own.
     pub(super) fn begin(me: NodeId, nonce: u64) -> (Self, Step<I>) {
-        (Self { me, nonce, rounds: 0, state: State::Reading, mutant: Mutant::None }, Step::Read)
+        (Self { me, nonce, rounds: 0, hops: 0, state: State::Reading, mutant: Mutant::None }, Step::Read)
     }
 
     #[cfg(test)]
@@ -326,11 +422,19 @@ impl<I: Clone> Claim<I> {
     #[cfg(test)]
     pub(super) fn in_hand(&self) -> Option<&I> {
         match &self.state {
-            State::Writing { goal: Goal::Image(image), .. } | State::Rereading { goal: Goal::Image(image), .. } => {
-                Some(image)
-            }
+            State::Writing { goal: Goal::Image(image), .. } => Some(image),
             _ => None,
         }
+    }
+
+    /// True if nothing is lost when it ends here, as for a client whose time is over. False: the record may name this
+    /// node already, and what is in its hands may be all that there is of the session.
+    pub(super) fn may_stop(&self) -> bool {
+        #[cfg(test)]
+        if self.mutant == Mutant::DoubtDrops {
+            return true;
+        }
+        !matches!(self.state, State::Writing { goal: Goal::Image(_), is_unsure: true, .. })
     }
 
     fn end(&mut self, end: End) -> Step<I> {
@@ -347,14 +451,23 @@ impl<I: Clone> Claim<I> {
         Step::Read
     }
 
-    fn give(&mut self, to: NodeId) -> Step<I> {
-        self.state = State::Giving;
+    fn give(&mut self, to: NodeId, named: Option<(u64, Revision)>) -> Step<I> {
+        self.hops += 1;
+        if HOPS_MAX < self.hops {
+            return self.end(End::Again);
+        }
+        self.state = State::Giving { named };
         Step::Give(to)
+    }
+
+    fn look(&mut self, term: u64, was: Option<Revision>, goal: Goal<I>) -> Step<I> {
+        self.state = State::Looking { term, was, goal };
+        Step::Look
     }
 
     fn write(&mut self, term: u64, was: Option<Revision>, goal: Goal<I>) -> Step<I> {
         let record = Record { term: term + 1, owner: self.me, nonce: self.nonce };
-        self.state = State::Writing { record: record.clone(), goal };
+        self.state = State::Writing { was, record: record.clone(), goal, is_unsure: false };
         Step::Write(was, record)
     }
 
@@ -370,29 +483,25 @@ impl<I: Clone> Claim<I> {
     }
 
     pub(super) fn read(&mut self, read: Read) -> Step<I> {
-        let before = std::mem::replace(&mut self.state, State::Over);
-        match (before, read) {
-            (_, Read::Down) => self.end(End::Again),
-            // Whether the claim was written, its nonce says; a read that is old leads to another try of the same.
-            (
-                State::Rereading { record: ours, goal },
-                Read::Record { record, revision, .. } | Read::Parked { record, revision },
-            ) if record == ours => self.won(ours.term, revision, goal),
-            (_, Read::Record { record, revision, owner_lives, may_judge }) => {
+        match read {
+            Read::Down => self.end(End::Again),
+            Read::Record { record, revision, owner_lives, may_judge, is_here } => {
                 #[cfg(test)]
                 if self.mutant == Mutant::ClaimFirst && owner_lives {
                     return self.write(record.term, Some(revision), Goal::Anew);
                 }
-                if record.owner == self.me {
+                if is_here {
                     // It was won here meanwhile: the client finds it when it comes again.
                     self.end(End::Again)
+                } else if record.owner == self.me {
+                    // No other claim of this node is under way: it ended here, and its record stayed.
+                    self.look(record.term, Some(revision), Goal::Proof)
                 } else if owner_lives {
-                    self.give(record.owner)
+                    self.give(record.owner, Some((record.term, revision)))
                 } else if may_judge {
                     #[cfg(test)]
                     if self.mutant == Mutant::NoGravestone {
-                        self.state = State::Looking { term: record.term, revision };
-                        return Step::Look;
+                        return self.look(record.term, Some(revision), Goal::Anew);
                     }
                     self.state = State::Burying { term: record.term, revision };
                     Step::Bury(record.owner)
@@ -400,15 +509,13 @@ impl<I: Clone> Claim<I> {
                     self.end(End::Again)
                 }
             }
-            (_, Read::Parked { record, revision }) => {
+            Read::Parked { record, revision } => {
                 self.state = State::Unparking { term: record.term, revision };
                 Step::Unpark
             }
             #[cfg(test)]
-            (_, Read::Nothing) if self.mutant == Mutant::ReadIsVerdict => {
-                self.end(End::Unknown { revision: Revision(0) })
-            }
-            (_, Read::Nothing) => {
+            Read::Nothing if self.mutant == Mutant::ReadIsVerdict => self.end(End::Unknown { revision: Revision(0) }),
+            Read::Nothing => {
                 self.state = State::AskingAll;
                 Step::AskAll
             }
@@ -421,10 +528,7 @@ impl<I: Clone> Claim<I> {
             (&State::Unparking { term, revision }, Ok(Some(image))) => {
                 self.write(term, Some(revision), Goal::Image(image))
             }
-            (&State::Unparking { term, revision }, Ok(None)) => {
-                self.state = State::Looking { term, revision };
-                Step::Look
-            }
+            (&State::Unparking { term, revision }, Ok(None)) => self.look(term, Some(revision), Goal::Anew),
             _ => self.end(End::Again),
         }
     }
@@ -437,11 +541,20 @@ impl<I: Clone> Claim<I> {
                 _ => self.end(End::NodeLost { term, revision }),
             };
         }
+        let named = match self.state {
+            State::Giving { named } => named,
+            _ => None,
+        };
         match given {
             Given::Image { term, revision, image } => self.write(term, Some(revision), Goal::Image(image)),
             Given::Late => self.end(End::Late),
             Given::NotMine => self.again(),
-            Given::Moved(to) if to != self.me => self.give(to),
+            // It has said so after it was named, and gets it by another revision only.
+            Given::Nothing => match named {
+                Some((term, revision)) => self.look(term, Some(revision), Goal::Proof),
+                None => self.again(),
+            },
+            Given::Moved(to) if to != self.me => self.give(to, None),
             Given::Moved(_) => self.again(),
             #[cfg(test)]
             Given::Silent if self.mutant == Mutant::SilenceIsDeath => {
@@ -456,7 +569,7 @@ impl<I: Clone> Claim<I> {
     pub(super) fn asked_all(&mut self, found: Result<Option<NodeId>, ()>) -> Step<I> {
         match found {
             Ok(Some(node)) if node == self.me => self.end(End::Again),
-            Ok(Some(node)) => self.give(node),
+            Ok(Some(node)) => self.give(node, None),
             #[cfg(test)]
             Ok(None) if self.mutant == Mutant::NoProof => self.end(End::Unknown { revision: Revision(0) }),
             Ok(None) => self.write(0, None, Goal::Proof),
@@ -467,26 +580,23 @@ impl<I: Clone> Claim<I> {
     /// `false`: it lives, or the register is down. What a gravestone stops is won back by its node, if nobody has it.
     pub(super) fn buried(&mut self, is_buried: bool) -> Step<I> {
         match self.state {
-            State::Burying { term, revision } if is_buried => {
-                self.state = State::Looking { term, revision };
-                Step::Look
-            }
+            State::Burying { term, revision } if is_buried => self.look(term, Some(revision), Goal::Anew),
             _ => self.end(End::Again),
         }
     }
 
-    /// Directly before what is written: a client that has gone on to another node is not to lose its session by this one.
+    /// Directly before what is written that gives a session up: a client that has gone on to another node is not to lose its session by this one.
     pub(super) fn looked(&mut self, is_open: bool) -> Step<I> {
         #[cfg(test)]
         let is_open = is_open || self.mutant == Mutant::NoLook;
-        match self.state {
-            State::Looking { term, revision } if is_open => self.write(term, Some(revision), Goal::Anew),
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Looking { term, was, goal } if is_open => self.write(term, was, goal),
             _ => self.end(End::Again),
         }
     }
 
     pub(super) fn claimed(&mut self, written: Written) -> Step<I> {
-        let State::Writing { record, goal } = std::mem::replace(&mut self.state, State::Over) else {
+        let State::Writing { was, record, goal, is_unsure } = std::mem::replace(&mut self.state, State::Over) else {
             return self.end(End::Again);
         };
         match written {
@@ -497,12 +607,16 @@ impl<I: Clone> Claim<I> {
             }
             Written::Won(revision) => self.won(record.term, revision, goal),
             Written::Lost => self.again(),
-            Written::Unknown => {
-                self.state = State::Rereading { record, goal };
-                Step::Read
-            }
             // Nothing was written: the owner thaws by itself.
-            Written::Down => self.end(End::Again),
+            Written::Down if !is_unsure => self.end(End::Again),
+            Written::Unknown | Written::Down => match goal {
+                Goal::Image(_) => {
+                    self.state = State::Writing { was, record: record.clone(), goal, is_unsure: true };
+                    Step::Write(was, record)
+                }
+                // What gives a session up is not written again for a client that has gone on.
+                Goal::Anew | Goal::Proof => self.look(record.term - 1, was, goal),
+            },
         }
     }
 }

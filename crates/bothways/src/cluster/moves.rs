@@ -40,7 +40,7 @@ use tokio::{
 };
 
 use super::{
-    claim::{Admission, Given, Owned, Record},
+    claim::{Admission, Given, Keep, Keeping, Owned, Record, Wrote},
     engine::{ClaimError, NodeId, Revision},
     mail::{Answer, Standing},
     node::Node,
@@ -106,9 +106,12 @@ struct State {
     sound_since: Option<Instant>,
 }
 
-/// A session of this node.
+/// A session of this node, with its image if it was given away.
+pub(super) type OwnedHere = Owned<Option<Arc<Parcel>>>;
+
+/// See [`OwnedHere`].
 struct Owning {
-    owned: Owned<Option<Arc<Parcel>>>,
+    owned: OwnedHere,
     /// Its record names a life of this node that is over.
     is_stale: bool,
     /// Who asked for it last, and when.
@@ -209,6 +212,8 @@ pub(super) enum Said {
     Has(bool),
     Came(Option<Vec<(u64, PushNumber)>>),
     Heard,
+    /// There is nothing of it here, and nothing is on its way.
+    Nothing,
 }
 
 impl Said {
@@ -282,12 +287,15 @@ impl Moves {
         self.state.lock().claiming.remove(&id);
     }
 
-    /// A session is here from here on, by this record.
-    pub(super) fn own(&self, id: SessionId, term: u64, revision: Revision, attempt: u64, cuts: Cuts, taken: Cuts) {
+    /// A session is here from here on, by this record. `is_stale`: it names a life of this node that is over.
+    pub(super) fn own(&self, id: SessionId, owned: OwnedHere, is_stale: bool, cuts: Cuts, taken: Cuts) {
         let mut state = self.state.lock();
-        let owned = Owned::new(term, revision, attempt, None);
-        state.owned.insert(id, Owning { owned, is_stale: false, asked: None, is_watched: false });
-        state.later.insert((Instant::now() + RENEW_AFTER, id));
+        state.owned.insert(id, Owning { owned, is_stale, asked: None, is_watched: false });
+        if is_stale {
+            state.due.insert(id);
+        } else {
+            state.later.insert((Instant::now() + RENEW_AFTER, id));
+        }
         state.notes.remove(&id);
         state.came.insert(id, Came { cuts, taken, until: Instant::now() + LATELY });
         self.count_left(&state);
@@ -503,9 +511,10 @@ impl Node {
                 return Said::Moved(note.to.0);
             }
             let Some(owning) = state.owned.get_mut(&id) else {
+                let is_coming = state.claiming.contains(&id);
                 drop(state);
-                // Its record is not written yet.
-                return if sessions.has(id) { Said::Silent } else { Said::NotMine };
+                // Its record is not written yet, or it is on its way.
+                return if is_coming || sessions.session_lives(id) { Said::Silent } else { Said::Nothing };
             };
             if owning.is_stale {
                 return Said::Silent;
@@ -519,7 +528,7 @@ impl Node {
                 Given::Image { .. } if is_frozen => return Said::Silent,
                 Given::Image { term, revision, image: None } => (term, revision, attempt),
                 Given::Late => return Said::Late,
-                Given::NotMine | Given::Moved(_) | Given::Silent => return Said::Silent,
+                Given::NotMine | Given::Nothing | Given::Moved(_) | Given::Silent => return Said::Silent,
             }
         };
 
@@ -757,15 +766,15 @@ impl Node {
     async fn thaw(self: &Arc<Self>, id: SessionId, was: Revision, record: &Record) -> Thawed {
         let Some(known) = self.registry().and_then(|sessions| sessions.known(id)) else { return Thawed::Unknown };
         let written = Written::new(record, &known);
-        let revision = match self.write_own(id, Some(was), &written).await {
-            Ok(revision) => revision,
-            Err(WriteError::Lost(Some((other, _)))) => return Thawed::Moved(other.record().owner),
+        let revision = match self.keep(id, Some(was), &written).await {
+            Keep::Stays(revision) => revision,
+            Keep::Gone(to) => return Thawed::Moved(to),
             // It has been forgotten: by a kick, or with the store.
-            Err(WriteError::Lost(None)) => match self.write(id, None, &written).await {
+            Keep::Forgotten => match self.write(id, None, &written).await {
                 Ok(revision) => revision,
                 Err(_) => return Thawed::Unknown,
             },
-            Err(WriteError::Down | WriteError::Unknown) => return Thawed::Unknown,
+            Keep::Later | Keep::Write(_) => return Thawed::Unknown,
         };
         let is_frozen = {
             let mut state = self.moves.state.lock();
@@ -785,15 +794,17 @@ impl Node {
         Thawed::Stays
     }
 
-    /// Writes the record of a session that is here. One of this owner and term that is there already is an earlier try,
-    /// of which nobody could tell how it ended, as no other node writes this one's name: it is written over.
-    async fn write_own(&self, id: SessionId, was: Option<Revision>, written: &Written) -> Result<Revision, WriteError> {
-        match self.write(id, was, written).await {
-            Err(WriteError::Lost(Some((other, at)))) if other.record().is_of(&written.record()) => {
-                self.write(id, Some(at), written).await
-            }
-            ended => ended,
+    /// Writes the record of a session that is here: [`Keeping`] at work.
+    async fn keep(&self, id: SessionId, was: Option<Revision>, written: &Written) -> Keep {
+        let (mut keeping, mut keep) = Keeping::begin(was, written.record());
+        while let Keep::Write(was) = keep {
+            keep = keeping.wrote(match self.write(id, was, written).await {
+                Ok(revision) => Wrote::Won(revision),
+                Err(WriteError::Lost(other)) => Wrote::Lost(other.map(|(other, at)| (other.record(), at))),
+                Err(WriteError::Down | WriteError::Unknown) => Wrote::Unknown,
+            });
         }
+        keep
     }
 
     /// Writes a record, and reads it if nobody can tell how that ended.
@@ -886,8 +897,8 @@ impl Node {
             Some((record, revision)) => (record, Some(revision)),
             None => (Record { term: 1, owner: me, nonce: rand::random() }, None),
         };
-        match self.write_own(id, was, &Written::new(&record, &known)).await {
-            Ok(revision) => {
+        match self.keep(id, was, &Written::new(&record, &known)).await {
+            Keep::Stays(revision) => {
                 let was_given = {
                     let mut state = self.moves.state.lock();
                     state.later.insert((Instant::now() + RENEW_AFTER, id));
@@ -919,20 +930,22 @@ impl Node {
                     self.moves.note(id);
                 }
             }
-            Err(WriteError::Lost(other)) if was.is_some() => {
+            Keep::Gone(owner) if was.is_some() => {
                 // Another node has it: what is here is nobody's any more.
-                let given_to = self.moves.asked(id);
-                let owner = other.map(|(other, _)| other.record().owner);
-                match owner.filter(|owner| given_to == Some(*owner)) {
-                    Some(owner) if !is_stale => self.depart_when_there(id, owner).await,
-                    _ => {
-                        self.moves.state.lock().owned.remove(&id);
-                        sessions.end_lost(id);
-                    }
+                match self.moves.asked(id) == Some(owner) && !is_stale {
+                    true => self.depart_when_there(id, owner).await,
+                    false => self.end_lost(&sessions, id),
                 }
             }
-            Err(WriteError::Lost(_) | WriteError::Down | WriteError::Unknown) => self.moves.later(id, RETRY),
+            Keep::Forgotten if was.is_some() => self.end_lost(&sessions, id),
+            Keep::Gone(_) | Keep::Forgotten | Keep::Later | Keep::Write(_) => self.moves.later(id, RETRY),
         }
+    }
+
+    /// Its record names nobody here any more.
+    fn end_lost(&self, sessions: &Registry, id: SessionId) {
+        self.moves.state.lock().owned.remove(&id);
+        sessions.end_lost(id);
     }
 }
 

@@ -313,3 +313,28 @@ fn a_record_of_its_own_is_known_again() {
         });
     }
 }
+
+/// N14. For seven seconds nobody knows how any compare-and-set ends, and reads show the past: a node that may have won the
+/// session keeps it in its hands, whether it was written or not, and has it when the register can say so.
+#[test]
+fn a_claim_of_unknown_end_keeps_the_session() {
+    for applied in [true, false] {
+        testing::run(async {
+            let broker = MemoryBroker::new();
+            let [one, other] = nodes(&broker).await;
+            let (mut ann, id, receipt) = owed(&one, "a letter").await;
+            let faults = broker.faults();
+            faults.claims_unknown(usize::MAX, applied);
+            faults.reads_are_old(true);
+            goes_to(&ann, &other);
+            sleep(Duration::from_secs(7)).await;
+            assert!(!is_there(&other, id), "applied: {applied}: nobody knows whose it is");
+            faults.claims_unknown(0, false);
+            faults.reads_are_old(false);
+            until("it is there", || is_there(&other, id)).await;
+            assert_eq!(next(&mut ann).await, "a letter", "applied: {applied}");
+            assert_eq!(receipt.handled().await.at(Stage::Handled), 1, "applied: {applied}");
+            nothing(&mut ann).await;
+        });
+    }
+}
