@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The least time between two lines of one kind.
-pub(crate) const PAUSE: Duration = Duration::from_secs(10);
+pub const PAUSE: Duration = Duration::from_secs(10);
 
 /// One kind of line.
 #[derive(Debug)]
-pub(crate) struct Calm {
+pub struct Calm {
     /// Lines that are told in one pause.
     lines: u32,
     state: Mutex<State>,
@@ -38,13 +38,13 @@ impl Default for Calm {
 impl Calm {
     /// For so many lines in one pause; with 0, for none ever. Where one has no owner whose life it could share, it is a
     /// static.
-    pub(crate) const fn new(lines: u32) -> Self {
+    pub const fn new(lines: u32) -> Self {
         let state = State { told: None, lines: 0, left_out: 0 };
         Self { lines, state: parking_lot::const_mutex(state) }
     }
 
     /// Something happened. `Some`: tell it, and that so many before it were left out.
-    pub(crate) fn due(&self) -> Option<u64> {
+    pub fn due(&self) -> Option<u64> {
         if self.lines == 0 {
             return None;
         }

@@ -140,7 +140,8 @@
 mod beside;
 pub mod call;
 pub mod caller;
-mod calm;
+#[doc(hidden)] // For crates of this repository.
+pub mod calm;
 pub mod client;
 mod clock;
 #[cfg(feature = "cluster")]

@@ -12,13 +12,14 @@ use std::{
     time::Duration,
 };
 
-use bothways::{CallError, Client, Server, shares::Shares};
+use bothways::{CallError, Client, Server, calm::Calm, shares::Shares};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header, request::Parts};
 use tokio::time::Instant;
 
 use crate::{
     body::{self, Body, Bounds, Budget, Held, Response},
+    cors,
     events::{self, Streams},
     fault::Fault,
     files, gateway, health,
@@ -79,6 +80,8 @@ pub(crate) struct Shared {
     pub(crate) budget: Budget,
     pub(crate) streams: Arc<Streams>,
     pub(crate) counters: Counters,
+    /// Failures to accept: somebody who opens connections can cause ten a second.
+    pub(crate) told: Calm,
     /// Of HTTP connections.
     pub(crate) places: Arc<Shares>,
     #[cfg(feature = "metrics")]
@@ -140,6 +143,7 @@ impl Front {
             entrance,
             options,
             counters: Counters::default(),
+            told: Calm::default(),
             #[cfg(feature = "metrics")]
             metrics: crate::metrics::Made::default(),
             began: Instant::now(),
@@ -220,10 +224,11 @@ impl FrontOptions {
     }
 }
 
-/// If a request expects what nobody here does. As Go answers; RFC 9110, section 10.1.1.
+/// If a request expects what nobody here does. As Go answers; RFC 9110, section 10.1.1: a list, in one header or several.
 fn refuse_expectation(parts: &Parts) -> Option<Fault> {
-    let expected = parts.headers.get(header::EXPECT)?;
-    let is_met = expected.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    let lines = parts.headers.get_all(header::EXPECT).iter();
+    let mut expected = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let is_met = expected.all(|one| one.is_empty() || one.eq_ignore_ascii_case(b"100-continue"));
     let why = "the only expectation that is met is 100-continue";
     (!is_met).then(|| Fault::new(StatusCode::EXPECTATION_FAILED, "bad_request", why))
 }
@@ -245,18 +250,25 @@ fn host_of(authority: &str) -> &str {
 async fn route<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Response {
     let options = asked.options();
     let nobody = || Fault::not_found("nothing is served here").into_response();
+    // What costs next to nothing and is no secret is for everybody; all else is not for pages of strangers.
+    let is_for_gateway = gateway::is_meant(&parts.headers);
+    if !is_for_gateway
+        && !jsonrpc::is_meant(&parts.headers)
+        && let Some(response) = answer_anybody(asked, parts)
+    {
+        return response;
+    }
+    if let Some(fault) = cors::refuse_page(options.cors.as_ref(), parts) {
+        return fault.into_response();
+    }
+
     if jsonrpc::is_meant(&parts.headers) {
         return if options.json_rpc { jsonrpc::answer(asked, parts, body).await } else { nobody() };
     }
-    if gateway::is_meant(&parts.headers) {
+    if is_for_gateway {
         return if options.gateway { gateway::answer(asked, parts, body).await } else { nobody() };
     }
-    if let Some(file) = files::find(&options.files, parts) {
-        return files::answer(file, parts);
-    }
     match parts.uri.path() {
-        "/healthz" => only_get(parts, health::is_alive),
-        "/readyz" => only_get(parts, || health::is_ready(&asked.front.shared.entrance.home)),
         "/debug/vars" if options.debug => only_get(parts, || health::vars(&asked.front)),
         #[cfg(feature = "metrics")]
         "/metrics" if options.metrics.is_some() => match parts.method {
@@ -271,6 +283,18 @@ async fn route<B: http_body::Body>(asked: &Asked, parts: &Parts, body: B) -> Res
         "/debug/vars" | "/metrics" => nobody(),
         _ if options.gateway => gateway::answer(asked, parts, body).await,
         _ => nobody(),
+    }
+}
+
+/// The answer to a request for a file, or whether the process is well.
+fn answer_anybody(asked: &Asked, parts: &Parts) -> Option<Response> {
+    if let Some(file) = files::find(&asked.options().files, parts) {
+        return Some(files::answer(file, parts));
+    }
+    match parts.uri.path() {
+        "/healthz" => Some(only_get(parts, health::is_alive)),
+        "/readyz" => Some(only_get(parts, || health::is_ready(&asked.front.shared.entrance.home))),
+        _ => None,
     }
 }
 

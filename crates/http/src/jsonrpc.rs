@@ -221,8 +221,9 @@ fn parse_one(body: &[u8]) -> Result<Called, Failure> {
         text.truncate(text.floor_char_boundary(WHY_BYTES_MAX));
         Failure::new(PARSE_ERROR, text)
     };
-    // An array of the members' values would do for serde.
-    if body.trim_ascii_start().starts_with(b"[") {
+    // An array of the members' values would do for serde, and of any other value it would name a type of this file.
+    let is_object = body.trim_ascii_start().starts_with(b"{");
+    if !is_object && serde_json::from_slice::<&RawValue>(body).is_ok() {
         return Err(failed("a request is an object".to_owned()));
     }
     let form: Form<'_> = serde_json::from_slice(body).map_err(|error| failed(error.to_string()))?;
@@ -450,8 +451,15 @@ mod tests {
             let failure = parse_one(body.as_bytes()).map(drop).expect_err("it is wrong");
             assert!(failure.text.len() <= WHY_BYTES_MAX, "{}", failure.text.len());
         }
-        let (parts, _) = parse(br#"[["2.0","A.b",1,1]]"#, 2).ok().expect("a batch of one");
-        let Part::Answer(text) = &parts[0] else { panic!("an array is no request") };
-        assert!(text.contains("-32600") && text.contains("a request is an object"), "{text}");
+        for batch in [r#"[["2.0","A.b",1,1]]"#, "[1]", "[null]", r#"[ "x" ]"#, "[[]]"] {
+            let (parts, _) = parse(batch.as_bytes(), 2).ok().expect("a batch of one");
+            let [Part::Answer(text)] = &*parts else { panic!("{batch} has no request") };
+            let error = r#"{"code":-32600,"message":"a request is an object","data":null}"#;
+            assert_eq!(*text, format!(r#"{{"jsonrpc":"2.0","error":{error},"id":null}}"#), "{batch}");
+        }
+        for body in ["7", "null", r#""x""#, " true "] {
+            let failure = parse_one(body.as_bytes()).map(drop).expect_err("it is no request");
+            assert_eq!((failure.code, &*failure.text), (PARSE_ERROR, "a request is an object"), "{body}");
+        }
     }
 }

@@ -70,7 +70,17 @@ impl FromStr for Network {
             };
             let most = if address.is_ipv4() { 32 } else { 128 };
             let bits = bits.unwrap_or(most);
-            (bits <= most).then_some(Self { address, bits })
+            if most < bits {
+                return None;
+            }
+            // An IPv4 address that is written as one of IPv6 is one of IPv4, here as in `contains`: of fewer than those 96
+            // bits that all such have, it would be of both.
+            match address.to_canonical() {
+                IpAddr::V4(canonical) if address.is_ipv6() => {
+                    Some(Self { address: canonical.into(), bits: bits.checked_sub(96)? })
+                }
+                _ => Some(Self { address, bits }),
+            }
         };
         parsed().ok_or_else(|| NetworkError(text.to_owned()))
     }
@@ -131,7 +141,26 @@ mod tests {
         assert!(has("10.0.0.0/8", "10.255.0.1") && !has("10.0.0.0/8", "11.0.0.0") && !has("10.0.0.0/8", "a00::1"));
         assert!(has("0.0.0.0/0", "9.9.9.9") && !has("0.0.0.0/0", "2001:db8::1") && has("::/0", "2001:db8::1"));
         assert!(has("2001:db8::/32", "2001:db8:1::1") && !has("2001:db8::/32", "2001:db9::1"));
-        for wrong in ["", "10.0.0.0/33", "::/129", "10.0.0.0/-1", "localhost", "10.0.0/8", "10.0.0.0/"] {
+        // A server that listens on IPv6 and IPv4 sees such addresses, so that they are written down so.
+        for mapped in ["::ffff:10.0.0.0/104", "::ffff:a00:0/104"] {
+            assert!(
+                has(mapped, "10.255.0.1") && has(mapped, "::ffff:10.9.9.9") && !has(mapped, "11.0.0.0"),
+                "{mapped}"
+            );
+        }
+        assert!(has("::ffff:127.0.0.1", "127.0.0.1") && !has("::ffff:127.0.0.1", "127.0.0.2"));
+        assert!(has("::ffff:0.0.0.0/96", "9.9.9.9") && !has("::ffff:0.0.0.0/96", "2001:db8::1"));
+        for wrong in [
+            "",
+            "::ffff:10.0.0.0/95",
+            "::ffff:10.0.0.0/129",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0.0/-1",
+            "localhost",
+            "10.0.0/8",
+            "10.0.0.0/",
+        ] {
             assert!(wrong.parse::<Network>().is_err(), "{wrong}");
         }
     }

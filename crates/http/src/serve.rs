@@ -90,7 +90,10 @@ impl Front {
             let (stream, address) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept an HTTP connection");
+                    match self.shared.told.due() {
+                        Some(left_out) => tracing::warn!(left_out, %error, "cannot accept an HTTP connection"),
+                        None => tracing::debug!(%error, "cannot accept an HTTP connection"),
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

@@ -20,6 +20,8 @@ struct Reader {
     http: Http,
     text: String,
     id: String,
+    /// What lets it acknowledge.
+    ack: String,
 }
 
 impl Reader {
@@ -27,7 +29,7 @@ impl Reader {
         let mut http = Http::connect(served.address()).await;
         http.send(request(&format!("GET {path}\n{headers}"), "")).await;
         assert_eq!(http.head().await.status, 200, "{path}");
-        Self { http, text: String::new(), id: String::new() }
+        Self { http, text: String::new(), id: String::new(), ack: String::new() }
     }
 
     /// The name and the data of the next event.
@@ -41,7 +43,11 @@ impl Reader {
                 };
                 if !field("data").is_empty() {
                     self.id = field("id").to_owned();
-                    return (field("event").to_owned(), serde_json::from_str(field("data")).expect("JSON"));
+                    let data: Value = serde_json::from_str(field("data")).expect("JSON");
+                    if let Some(ack) = data["ack"].as_str() {
+                        self.ack = ack.to_owned();
+                    }
+                    return (field("event").to_owned(), data);
                 }
             }
             self.text += &self.http.chunk().await.expect("the stream goes on");
@@ -53,6 +59,12 @@ impl Reader {
         data["payload"].as_u64().unwrap_or_else(|| panic!("{name}: {data}"))
     }
 
+    /// What says that the last event is handled.
+    fn ack_id(&self) -> String {
+        let (_, number) = self.id.split_once('-').expect("a key and a number");
+        format!("{}-{number}", self.ack)
+    }
+
     /// True if nothing comes for a while in which much could.
     async fn is_quiet(&mut self) -> bool {
         tokio::time::timeout(Duration::from_millis(200), self.next()).await.is_err()
@@ -60,7 +72,7 @@ impl Reader {
 }
 
 async fn ack(served: &Served, id: &str) -> u16 {
-    ask(served.address(), &format!("POST /events/ack\nLast-Event-ID: {id}"), "").await.status
+    ask(served.address(), &format!("POST /events/ack?id={id}"), "").await.status
 }
 
 fn number(n: u64) -> Push {
@@ -78,7 +90,7 @@ async fn a_client_may_say_what_it_has_handled() {
     let mut ids = Vec::new();
     for n in 0..3 {
         assert_eq!(reader.payload().await, n);
-        ids.push(reader.id.clone());
+        ids.push(reader.ack_id());
     }
 
     assert_eq!(ack(&served, &ids[1]).await, 204);
@@ -95,10 +107,58 @@ async fn a_client_may_say_what_it_has_handled() {
         assert_eq!(ack(&served, &wrong).await, 404, "{wrong}");
     }
     assert_eq!(ack(&served, "nonsense").await, 400);
-    assert_eq!(ask(served.address(), &format!("GET /events/ack?last={}", ids[0]), "").await.status, 405);
+    assert_eq!(ask(served.address(), &format!("GET /events/ack?id={}", ids[0]), "").await.status, 405);
     let mut plain = Reader::open(&served, "/events", ANN).await;
-    plain.next().await;
-    assert_eq!(ack(&served, &plain.id).await, 404, "it is not asked for acknowledgements");
+    let (_, opened) = plain.next().await;
+    assert_eq!(opened["ack"], Value::Null, "it is not asked for acknowledgements");
+    assert_eq!(ack(&served, &plain.id).await, 404);
+}
+
+/// What acknowledges is in the logs of proxies: it does not let its bearer read, and what lets it read acknowledges
+/// nothing.
+#[tokio::test]
+async fn the_id_of_an_acknowledgement_lets_nobody_read() {
+    let served = serve(with_users(), FrontOptions::new()).await;
+    let mut reader = Reader::open(&served, "/events?acks=1", ANN).await;
+    reader.next().await;
+    assert_eq!(reader.ack.len(), 32, "{}", reader.ack);
+    assert_eq!(ack(&served, &reader.ack_id()).await, 204);
+    for thief in
+        [format!("GET /events?last={}", reader.ack_id()), format!("GET /events\nLast-Event-ID: {}", reader.ack_id())]
+    {
+        assert_eq!(ask(served.address(), &thief, "").await.status, 401, "{thief}");
+    }
+    assert_eq!(ack(&served, &reader.id).await, 404);
+    let old = format!("POST /events/ack\nLast-Event-ID: {}", reader.id);
+    assert_eq!(ask(served.address(), &old, "").await.status, 400);
+
+    // It holds after its client has come back, too.
+    let id = reader.id.clone();
+    let mut again = Reader::open(&served, &format!("/events?last={id}"), "").await;
+    let receipt = served.server.push(&Target::user("ann"), &number(7)).expect("sent");
+    assert_eq!(again.payload().await, 7);
+    again.ack.clone_from(&reader.ack);
+    assert_eq!(ack(&served, &again.ack_id()).await, 204);
+    let handled = tokio::time::timeout(LONG, receipt.handled()).await.expect("it was acknowledged");
+    assert_eq!(handled.at(Stage::Handled), 1);
+}
+
+/// The one that another takes the stream from is told at once, and not when its next comment is due.
+#[tokio::test]
+async fn a_reader_whose_stream_is_taken_over_is_told() {
+    for acks in ["", "?acks=1"] {
+        let served = serve(with_users(), FrontOptions::new()).await;
+        let mut first = Reader::open(&served, &format!("/events{acks}"), ANN).await;
+        first.next().await;
+        let mut second = Reader::open(&served, &format!("/events?last={}", first.id), "").await;
+        let told = tokio::time::timeout(Duration::from_secs(5), first.next()).await.expect("it is told");
+        assert_eq!((&*told.0, &told.1["taken"]), ("bothways.end", &Value::Bool(true)), "{told:?}");
+        assert!(first.http.chunk().await.is_none(), "that was its end");
+
+        served.server.push(&Target::user("ann"), &number(1)).expect("sent");
+        assert_eq!(second.payload().await, 1);
+        assert_eq!(served.front.stats().streams_waiting, 0, "it is read");
+    }
 }
 
 /// A stream that is gone has handled nothing that its client did not say: the sender learns that nobody knows.
@@ -129,7 +189,7 @@ async fn a_client_that_acknowledges_nothing_gets_no_more() {
     }
     assert!(reader.is_quiet().await, "four are not acknowledged, with the first event");
     while seen.len() < 10 {
-        assert_eq!(ack(&served, &reader.id).await, 204);
+        assert_eq!(ack(&served, &reader.ack_id()).await, 204);
         seen.push(reader.payload().await);
     }
     assert_eq!(seen, (0..10).collect::<Vec<_>>());

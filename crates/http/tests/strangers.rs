@@ -4,10 +4,12 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bothways::{Context, Metadata, Server, transport::ListenOptions};
-use bothways_http::FrontOptions;
+use bothways_http::{Front, FrontOptions};
+use tokio::net::TcpListener;
 use tracing_subscriber::filter::LevelFilter;
 
 #[allow(dead_code, reason = "it is the support of other tests too")]
@@ -137,4 +139,20 @@ async fn the_names_of_a_front_hold_for_web_sockets_at_its_port() {
     for (host, status) in [("localhost", 101), ("127.0.0.1:80", 101), ("evil.example", 403)] {
         assert_eq!(upgrade(place, host).await, status, "{host}");
     }
+}
+
+/// A socket that cannot accept, as with too many open files, is tried ten times a second: that is one line each ten
+/// seconds.
+#[tokio::test(start_paused = true)]
+async fn a_front_that_cannot_accept_says_so_calmly() {
+    let (log, _guard) = Log::begin();
+    let server = support::builder().build();
+    let front = Front::new(&server, FrontOptions::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    socket2::SockRef::from(&listener).shutdown(std::net::Shutdown::Both).expect("it listens no more");
+    _ = tokio::time::timeout(Duration::from_secs(15), front.serve(listener)).await;
+    let lines = log.lines();
+    let told = lines.iter().filter(|line| line.contains("cannot accept an HTTP connection")).count();
+    assert_eq!(told, 2, "{lines:?}");
+    assert!(lines.last().is_some_and(|line| line.contains("left_out=")), "{lines:?}");
 }

@@ -168,6 +168,12 @@ pub(super) fn end(why: &str, retry_millis: Option<u128>) -> Bytes {
     format!("{retry}event: bothways.end\ndata: {}\n\n", json!({ "why": why })).into()
 }
 
+/// The last event of a response whose stream another one reads now.
+pub(super) fn taken_over() -> Bytes {
+    let said = json!({ "why": "another connection reads this stream now", "taken": true });
+    format!("event: bothways.end\ndata: {said}\n\n").into()
+}
+
 /// The data: names, topic, metadata, and the payload under a name that says what it is.
 fn data_of(message: &ServerMessage) -> String {
     let mut fields = Map::new();

@@ -58,6 +58,8 @@ struct Query {
     last: Option<String>,
     /// The client says what it has handled.
     acks: bool,
+    /// What it has handled.
+    id: Option<String>,
 }
 
 /// The answer to `GET /events`.
@@ -104,9 +106,13 @@ async fn open(asked: &Asked, parts: &Parts) -> Result<Events, Fault> {
     let (client, messages) = entrance.connect_listening(&asked.peer, &token, queue).await?;
     let topics = subscribe(&client, &query).await?;
 
-    let said = json!({ "topics": topics, "lost": last.is_some() });
+    let mut said = json!({ "topics": topics, "lost": last.is_some() });
+    let ack_key = query.acks.then(rand::random);
+    if let Some(ack_key) = ack_key {
+        said["ack"] = format!("{ack_key:032x}").into();
+    }
     let opened = Event::named("bothways.open", &said);
-    Ok(streams.begin(Stream::new(place, client, messages, bounds.clone(), opened, query.acks)))
+    Ok(streams.begin(Stream::new(place, client, messages, bounds.clone(), opened, ack_key)))
 }
 
 /// What a client has seen last: a browser says it in a header, others may say it in the query.
@@ -117,8 +123,8 @@ fn last_seen(parts: &Parts, query: &Query) -> Option<LastSeen> {
     }
 }
 
-/// The answer to `POST /events/ack`: the client has handled all events up to the one that it names. Its id is a secret of
-/// the stream, and so lets it do this.
+/// The answer to `POST /events/ack`: the client has handled all events up to the one that it names. The id is a secret that
+/// lets it do this and no more: proxies may write it to their logs.
 pub(crate) fn ack(asked: &Asked, parts: &Parts) -> Response {
     if parts.method != Method::POST {
         return Fault::method_not_allowed("POST").into_response();
@@ -128,9 +134,12 @@ pub(crate) fn ack(asked: &Asked, parts: &Parts) -> Response {
         Ok(query) => query,
         Err(fault) => return fault.into_response(),
     };
-    match last_seen(parts, &query) {
-        None => Fault::bad_request("`Last-Event-ID`, or `last` in the query, is the id of an event").into_response(),
-        Some(last) if streams.ack(&last) => gateway::nothing(StatusCode::NO_CONTENT),
+    match query.id.as_deref().and_then(LastSeen::parse) {
+        None => Fault::bad_request(
+            "`id` in the query is ACK-NUMBER: `ack` of `bothways.open`, and the number at the end of an event's id",
+        )
+        .into_response(),
+        Some(handled) if streams.ack(&handled) => gateway::nothing(StatusCode::NO_CONTENT),
         Some(_) => {
             Fault::not_found("there is no such event, or its stream was not opened with `acks=1`").into_response()
         }
@@ -182,6 +191,7 @@ fn read_query(query: &str, topics_max: usize) -> Result<Query, Fault> {
             // Of what is repeated, the first counts, as in Go.
             "ticket" => _ = read.ticket.get_or_insert(value),
             "acks" => read.acks = value == "1",
+            "id" => _ = read.id.get_or_insert(value),
             "last" => _ = read.last.get_or_insert(value),
             _ => {}
         }

@@ -41,7 +41,8 @@ const SHORT_BYTES: usize = 4 << 10;
 /// After how long a client for whose events there was no room is to come again.
 const NO_ROOM_RETRY_MILLIS: u128 = 1000;
 
-/// What the id of an event says: which stream, and which of its events.
+/// What the id of an event says: which stream, and which of its events. And what an acknowledgement says, by the other
+/// secret of the stream.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct LastSeen {
     pub(super) key: u128,
@@ -76,8 +77,6 @@ struct Acks {
     next: u64,
     /// Bytes of this one and those after it.
     owed_bytes: usize,
-    /// Waits for it to say more.
-    reader: Option<Waker>,
 }
 
 /// Whether the client of a stream may still come back.
@@ -92,6 +91,8 @@ pub(super) enum Watch {
 pub(crate) struct Stream {
     /// Names it, and lets its client come back.
     pub(super) key: u128,
+    /// Lets its client acknowledge, and nothing else; `None`: it need not.
+    pub(super) ack_key: Option<u128>,
     /// Given back with the stream.
     pub(super) place: Share,
     bounds: StreamBounds,
@@ -114,6 +115,8 @@ struct State {
     untaken: Option<(u64, ServerMessage)>,
     /// Which response reads: the last one that came.
     reader: u64,
+    /// That one waits: for a message, for an acknowledgement, or for another one to take over.
+    waiting: Option<Waker>,
     /// Since when nobody reads.
     waiting_since: Option<Instant>,
     /// A task looks whether the client comes back in time.
@@ -129,7 +132,7 @@ impl Stream {
         messages: ServerMessages,
         bounds: StreamBounds,
         opened: Arc<Event>,
-        wants_acks: bool,
+        ack_key: Option<u128>,
     ) -> Self {
         let mut state = State {
             leaving: leaving(&client),
@@ -138,15 +141,16 @@ impl Stream {
             kept: VecDeque::new(),
             kept_bytes: 0,
             next: 0,
-            acks: wants_acks.then(Acks::default),
+            acks: ack_key.map(|_| Acks::default()),
             untaken: None,
             reader: 0,
+            waiting: None,
             waiting_since: None,
             is_watched: false,
             has_ended: false,
         };
         state.keep(Kept { event: opened, message: None }, &bounds);
-        Self { key: rand::random(), place, bounds, state: Mutex::new(state) }
+        Self { key: rand::random(), ack_key, place, bounds, state: Mutex::new(state) }
     }
 
     /// Since when nobody reads it.
@@ -190,7 +194,7 @@ impl Stream {
                     handled.extend(kept.message.take());
                 }
             }
-            acks.reader.take()
+            state.waiting.take()
         };
 
         // Dropped, they are acknowledged: outside the lock.
@@ -200,11 +204,12 @@ impl Stream {
     }
 
     /// A new response reads from here on: after the event that its client has seen, or from the beginning. An earlier
-    /// response ends.
+    /// response is told, and ends.
     pub(super) fn read(self: &Arc<Self>, streams: &Arc<Streams>, seen: Option<u64>) -> Events {
         let mut state = self.state.lock();
         state.reader += 1;
         state.waiting_since = None;
+        state.waiting.take().into_iter().for_each(Waker::wake);
         let first = state.first();
         // No client has seen what was never written.
         let at = seen.map_or(0, |seen| seen.saturating_add(1)).min(state.next);
@@ -214,6 +219,7 @@ impl Stream {
             streams: Arc::downgrade(streams),
             reader: state.reader,
             at: at.max(first),
+            is_over: false,
             ready: VecDeque::from([begin_with(missed)]),
             beat: Box::pin(tokio::time::sleep(self.bounds.beat)),
         }
@@ -310,6 +316,8 @@ pub(crate) struct Events {
     reader: u64,
     /// The number of the next event to write.
     at: u64,
+    /// Another response reads now, and this one has said so.
+    is_over: bool,
     /// What comes before that.
     ready: VecDeque<Bytes>,
     beat: Pin<Box<Sleep>>,
@@ -354,7 +362,9 @@ impl Events {
         let mut state = self.stream.state.lock();
         let state = &mut *state;
         if state.reader != self.reader {
-            return Poll::Ready(false);
+            // A page that does not know it comes back after a second, and takes the stream from the other one.
+            self.ready.extend((!self.is_over).then(encode::taken_over));
+            return Poll::Ready(!std::mem::replace(&mut self.is_over, true));
         }
         // HTTP asks for more, so it has taken what is before: that is handled, as far as the server is told.
         drop(state.untaken.take_if(|(number, _)| *number < self.at));
@@ -398,9 +408,7 @@ impl Events {
             Poll::Ready(None) => state.end(),
             // All that came before has been read.
             Poll::Pending => {
-                if let Some(acks) = &mut state.acks {
-                    acks.reader = Some(cx.waker().clone());
-                }
+                state.waiting = Some(cx.waker().clone());
                 end_with(&ready!(state.leaving.as_mut().poll(cx)))
             }
         };

@@ -24,6 +24,8 @@ pub(crate) struct Streams {
 #[derive(Default)]
 struct Table {
     streams: HashMap<u128, Arc<Stream>>,
+    /// The keys of those whose clients acknowledge, by what lets them do so.
+    acks: HashMap<u128, u128>,
 }
 
 /// Streams of one address, if the application says nothing else.
@@ -85,7 +87,10 @@ impl Streams {
     /// A new stream begins, and is read.
     pub(super) fn begin(self: &Arc<Self>, stream: Stream) -> Events {
         let stream = Arc::new(stream);
-        self.table.lock().streams.insert(stream.key, Arc::clone(&stream));
+        let mut table = self.table.lock();
+        table.streams.insert(stream.key, Arc::clone(&stream));
+        table.acks.extend(stream.ack_key.map(|ack_key| (ack_key, stream.key)));
+        drop(table);
         stream.read(self, None)
     }
 
@@ -96,9 +101,11 @@ impl Streams {
     }
 
     /// A client has handled all events up to this one. False: nothing is known of it.
-    pub(super) fn ack(&self, last: &LastSeen) -> bool {
-        let stream = self.table.lock().streams.get(&last.key).cloned();
-        stream.is_some_and(|stream| stream.ack(last.number))
+    pub(super) fn ack(&self, handled: &LastSeen) -> bool {
+        let table = self.table.lock();
+        let stream = table.acks.get(&handled.key).and_then(|key| table.streams.get(key)).cloned();
+        drop(table);
+        stream.is_some_and(|stream| stream.ack(handled.number))
     }
 
     /// Nobody reads this stream any more. It waits for its client, if it goes on and time can pass here.
@@ -127,7 +134,10 @@ impl Streams {
     }
 
     fn remove(&self, stream: &Arc<Stream>) {
-        let removed = self.table.lock().streams.remove(&stream.key);
+        let mut table = self.table.lock();
+        let removed = table.streams.remove(&stream.key);
+        stream.ack_key.map(|ack_key| table.acks.remove(&ack_key));
+        drop(table);
         drop(removed);
     }
 }

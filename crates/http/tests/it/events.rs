@@ -131,7 +131,6 @@ async fn the_last_reader_reads() {
     served.server.push(&Target::user("ann"), &value("N", "n", &1)).expect("sent");
     second.named("N.n").await;
     drop(second);
-    // What it holds is the whole of its stream, which another reads: it ends with the next thing that happens.
     drop(first);
     until("both are gone", || served.front.stats().streams_waiting == 1).await;
 }

@@ -113,5 +113,5 @@ async fn pages_of_other_origins_are_told_what_they_may() {
 
     let closed = serve(builder(), FrontOptions::new()).await;
     let answer = ask(closed.address(), &format!("{MUL}\nOrigin: https://shop.example"), "{\"A\":1,\"B\":2}").await;
-    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, ""));
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (403, ""));
 }
