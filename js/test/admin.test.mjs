@@ -4,7 +4,10 @@
 // becomes an element. Screenshots are kept where `BOTHWAYS_SCREENSHOTS` says, and nowhere else.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { mkdirSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
 import { Bothways } from "../dist/node.js";
@@ -30,10 +33,10 @@ before(async () => {
 after(() => browser?.close());
 
 /** A server of the program, with operators of all roles. */
-async function serve(t) {
+async function serve(t, more = []) {
   const child = spawn(bothwaysProgram(), [
     "serve", "tcp@127.0.0.1:0", "--admin", "tcp@127.0.0.1:0", "--admin-token-env", "BW_KICK",
-    "--operator", "pat=push:BW_PUSH", "--operator", "wall=look:BW_LOOK", "--grace", "1s",
+    "--operator", "pat=push:BW_PUSH", "--operator", "wall=look:BW_LOOK", "--grace", "1s", ...more,
   ], { env: { ...process.env, ...TOKENS }, stdio: ["ignore", "pipe", "inherit"] });
   const lines = new Inbox();
   createInterface({ input: child.stdout }).on("line", lines.put);
@@ -47,9 +50,37 @@ async function serve(t) {
   return { child, ended, service, page };
 }
 
+/** A directory that is gone with the test. */
+function directory(t) {
+  const path = mkdtempSync(join(tmpdir(), "bothways-"));
+  t.after(() => rmSync(path, { recursive: true, force: true }));
+  return path;
+}
+
+/** A broker for the nodes of a cluster, if there is one. */
+const natsServer = () =>
+  [process.env.BOTHWAYS_NATS_SERVER, `${root}target/nats/nats-server`].find((path) => path && existsSync(path));
+
+async function broker(t) {
+  const free = createServer().listen(0, "127.0.0.1");
+  await new Promise((resolve) => free.once("listening", resolve));
+  const { port } = free.address();
+  await new Promise((resolve) => free.close(resolve));
+  const child = spawn(natsServer(), ["-a", "127.0.0.1", "-p", String(port), "-js", "-sd", directory(t)], { stdio: ["ignore", "ignore", "pipe"] });
+  const lines = new Inbox();
+  createInterface({ input: child.stderr }).on("line", lines.put);
+  const ended = new Promise((resolve) => child.on("exit", resolve));
+  t.after(async () => {
+    child.kill();
+    await within(ended, "the broker ends");
+  });
+  await lines.find((line) => line.includes("Server is ready"), "the broker is ready");
+  return `nats://127.0.0.1:${port}`;
+}
+
 /** A client of the service, logged in as this user. */
-async function client(t, server, user, topics = []) {
-  const bothways = new Bothways(server.service);
+async function client(t, server, user, topics = [], options = {}) {
+  const bothways = new Bothways(server.service, { onError: () => {}, ...options });
   t.after(() => bothways.close());
   const got = new Inbox();
   bothways.onPush("*", "*", (value, message) => got.put({ value, message }));
@@ -263,6 +294,195 @@ test("names, topics and reasons of hostile clients are texts", LIMIT, real(async
   await sees(page, "user <img src=x", "table");
   await go(page, "#/overview");
   await page.waitForSelector(".chart");
+}));
+
+test("nodes are shown, and an operator at one acts at all", LIMIT, async (t) => {
+  if (!browser) return missing(t, "chromium");
+  if (!bothwaysProgram()) return missing(t, "bothways (cargo build -p bothways-cli)");
+  if (!natsServer()) return missing(t, "nats-server (BOTHWAYS_NATS_SERVER)");
+  const cluster = ["--cluster", await broker(t), "--cluster-name", XSS.replace(/[^a-z]/g, "").slice(0, 12)];
+  const here = await serve(t, cluster);
+  const there = await serve(t, cluster);
+  const doomed = await serve(t, cluster);
+  await client(t, here, "ann");
+  const far = await client(t, there, "ann");
+  const hostile = await client(t, there, XSS);
+  const closed = new Inbox();
+  for (const one of [far, hostile]) one.bothways.on("state", closed.put);
+
+  const page = await open(t, here);
+  await enter(page);
+  await go(page, "#/nodes");
+  await page.waitForFunction(() => document.querySelectorAll("tbody tr").length === 3, { timeout: LONG });
+  await sees(page, "this one", "table");
+  await page.waitForFunction(() => /3 nodes, 3 sessions/.test(document.querySelector("[role=status].muted")?.innerText), { timeout: LONG });
+  await shot(page, "nodes");
+
+  // Sessions of all nodes, each with its node; the story of one that is elsewhere.
+  await go(page, "#/sessions");
+  await sees(page, "<img src=x", "table");
+  const places = await page.$$eval("tbody td[data-name=Node]", (cells) => cells.map((cell) => cell.innerText.trim()));
+  assert.deepEqual([places.length, new Set(places).size], [3, 2], "three sessions at two nodes");
+  await shot(page, "sessions-of-nodes");
+  const elsewhere = await page.$$eval("tbody tr", (rows) => rows.find((row) => row.innerText.includes("<img")).querySelector("th a").hash);
+  await go(page, elsewhere);
+  await sees(page, "Belongs to <img src=x", ".story");
+  await shot(page, "session-elsewhere");
+
+  // A push to a user of two nodes, and where it is known to be.
+  await go(page, "#/push/user/ann");
+  await page.waitForSelector("#payload");
+  await page.click("form.form button.primary");
+  await far.got.find(() => true, "the push arrives at the other node");
+  await sees(page, "2 sessions: 2 handled.", ".receipts");
+
+  // All sessions of a user are sent away, at both nodes.
+  await go(page, "#/sessions");
+  await page.waitForFunction(() => document.querySelectorAll("tbody tr").length === 3, { timeout: LONG });
+  await page.evaluate(() => [...document.querySelectorAll("tbody th a")].find((link) => link.innerText === "ann").click());
+  await page.waitForSelector("button.danger");
+  await page.click("button.danger");
+  await page.waitForSelector("dialog[open] input[value=user]");
+  await page.click("dialog input[value=user]");
+  await shot(page, "kick-user");
+  await page.click("dialog button.danger");
+  await page.waitForFunction(() => /2 sessions ended \(1 on [0-9a-f]{8}, 1 on [0-9a-f]{8}\)\./.test(document.querySelector("#toasts")?.innerText), { timeout: LONG });
+  await closed.find((state) => state.name === "closed", "the client of the other node is told");
+
+  // A node that answers nothing is named, wherever its answer is missing.
+  doomed.child.kill("SIGSTOP");
+  try {
+    await go(page, "#/sessions");
+    await sees(page, "1 node has not answered.");
+    await shot(page, "sessions-silent");
+    await go(page, "#/push/everyone");
+    await page.waitForSelector("#payload");
+    await page.click("form.form button.primary");
+    await page.waitForSelector("dialog[open]");
+    await page.click("dialog button.primary");
+    await sees(page, "Not answered: ", ".receipts li:first-child");
+    await shot(page, "push-unreached");
+    await go(page, "#/nodes");
+    await page.waitForFunction(() => /silent for|gone/.test(document.querySelector("table")?.innerText), { timeout: LONG });
+    await shot(page, "nodes-silent");
+  } finally {
+    doomed.child.kill("SIGCONT");
+  }
+  for (const scheme of ["light", "dark"]) {
+    const small = await open(t, here, { width: 360, height: 740 });
+    await small.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
+    await enter(small);
+    for (const name of ["nodes", "sessions"]) {
+      await go(small, `#/${name}`);
+      await small.waitForSelector("tbody tr");
+      const over = await small.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+      assert.ok(over <= 0, `${name} is ${over} pixels too wide`);
+      await shot(small, `360-${scheme}-${name}-cluster`);
+    }
+  }
+});
+
+test("mailboxes, dead letters, and what an operator does with them", LIMIT, async (t) => {
+  if (!browser) return missing(t, "chromium");
+  if (!bothwaysProgram()) return missing(t, "bothways (cargo build -p bothways-cli)");
+  const server = await serve(t, ["--store", join(directory(t), "mail.redb")]);
+  const page = await open(t, server);
+  await enter(page);
+
+  // To somebody who is not there, with what a hostile client would be called.
+  const post = async (user, method) => {
+    await go(page, `#/push/user/${encodeURIComponent(user)}`);
+    await page.waitForSelector("#kept");
+    await page.$eval("#method", (input, method) => (input.value = method), method);
+    await page.click("#kept");
+    await page.click("form.form button.primary");
+    await sees(page, "kept in the mailbox.", ".receipts li:first-child");
+    await go(page, "#/audit");
+  };
+  await post("ann", "Mail.first");
+  await post("ann", `Mail.<b>`);
+  await post(XSS, "Mail.first");
+  await go(page, "#/mail");
+  await sees(page, "<img src=x", "table");
+  assert.equal(await page.$$eval("tbody tr", (rows) => rows.length), 2);
+  await shot(page, "mail");
+  await go(page, `#/mailbox/${encodeURIComponent(XSS)}`);
+  await sees(page, "1 letter on this page");
+  await go(page, "#/mailbox/ann");
+  await sees(page, "Mail.<b>", "table");
+  await sees(page, "none has read it yet");
+  await shot(page, "mailbox");
+
+  // Deleted by keyboard: the focus is on the button, and the dialog's answer is Enter.
+  await page.evaluate(() => [...document.querySelectorAll("tbody tr")].find((row) => row.innerText.includes("<b>")).querySelector("button").focus());
+  await page.keyboard.press("Enter");
+  await page.waitForSelector("dialog[open]");
+  await shot(page, "mail-delete");
+  await page.click("dialog button.danger");
+  await sees(page, "Deleted.", "#toasts");
+  await page.waitForFunction(() => document.querySelectorAll("tbody tr").length === 1, { timeout: LONG });
+
+  // A device that cannot handle it: after its tries it is a dead letter, with the reason.
+  const seen = new Inbox();
+  let fails = true;
+  const bothways = new Bothways(server.service, { device: "<i>laptop</i>", onError: () => {} });
+  t.after(() => bothways.close());
+  bothways.onPush("*", "*", (value, message) => {
+    seen.put(message);
+    if (fails) throw new Error("the disk is full");
+  });
+  await bothways.connect();
+  await bothways.call("Demo", "Login", { User: "ann" });
+  await seen.count(5, "it is tried five times");
+  await go(page, "#/dead/ann");
+  await sees(page, "its handler failed", "table");
+  await sees(page, "<i>laptop</i>", "table");
+  await shot(page, "dead");
+  await page.setViewport({ width: 360, height: 740 });
+  const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+  assert.ok(over <= 0, `dead letters are ${over} pixels too wide`);
+  await shot(page, "360-dead");
+  await page.setViewport({ width: 1280, height: 860 });
+  await go(page, "#/mail/dead");
+  await sees(page, "ann", "table");
+
+  fails = false;
+  await go(page, "#/dead/ann");
+  await page.waitForSelector("tbody button");
+  await page.click("tbody button");
+  await sees(page, "It is in the mailbox again.", "#toasts");
+  await seen.count(6, "it is sent again, and handled");
+  await go(page, "#/audit");
+  await sees(page, "send again", "table");
+  await sees(page, "delete a letter", "table");
+  await shot(page, "mail-audit");
+
+  // Whoever may only look sees the same, and can do nothing.
+  await post("bob", "Mail.last");
+  const wall = await open(t, server, { width: 360, height: 740 });
+  await enter(wall, TOKENS.BW_LOOK);
+  await go(wall, "#/mailbox/bob");
+  await sees(wall, "Mail.last", "table");
+  assert.equal(await wall.$("tbody button"), null);
+  for (const scheme of ["light", "dark"]) {
+    await wall.emulateMediaFeatures([{ name: "prefers-color-scheme", value: scheme }]);
+    for (const name of ["mail", "mailbox/bob", "dead/ann"]) {
+      await go(wall, `#/${name}`);
+      await wall.waitForFunction(() => !document.body.innerText.includes("Loading"), { timeout: LONG });
+      const over = await wall.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+      assert.ok(over <= 0, `${name} is ${over} pixels too wide`);
+      await shot(wall, `360-${scheme}-${name.replace("/", "-")}`);
+    }
+  }
+});
+
+test("without a cluster and a store there are neither nodes nor mail", LIMIT, real(async (t, server) => {
+  const page = await open(t, server);
+  await enter(page);
+  const views = await page.$$eval("nav a", (links) => links.map((link) => link.innerText));
+  assert.deepEqual(views, ["Overview", "Sessions", "Topics", "Push", "Audit"]);
+  await go(page, "#/nodes");
+  await page.waitForSelector(".tiles");
 }));
 
 test("in 360 pixels nothing runs over the edge", LIMIT, real(async (t, server) => {

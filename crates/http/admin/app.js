@@ -3,6 +3,8 @@
 import { Server, why } from "./api.js";
 import { h, icon, s, set, span } from "./dom.js";
 import { audit } from "./audit.js";
+import { dead, mail, mailbox } from "./mail.js";
+import { nodes } from "./nodes.js";
 import { overview } from "./overview.js";
 import { push } from "./push.js";
 import { session, sessions } from "./sessions.js";
@@ -10,18 +12,22 @@ import { topic, topics } from "./topics.js";
 
 const STORED = "bothways-admin-token";
 
-/** Views by the first part of the address behind `#`. Each returns its element, and what ends it. */
+/** Views by the first part of the address behind `#`. Each returns its element, and what ends it; the third says where there is one. */
 const VIEWS = {
   overview: ["Overview", overview],
+  nodes: ["Nodes", nodes, (me) => me.is_node],
   sessions: ["Sessions", sessions],
   session: [undefined, session],
   topics: ["Topics", topics],
   topic: [undefined, topic],
   push: ["Push", push],
+  mail: ["Mail", mail, (me) => me.has_mail],
+  mailbox: [undefined, mailbox, (me) => me.has_mail],
+  dead: [undefined, dead, (me) => me.has_mail],
   audit: ["Audit", audit],
 };
 
-const PARENT = { session: "sessions", topic: "topics" };
+const PARENT = { session: "sessions", topic: "topics", mailbox: "mail", dead: "mail" };
 
 const app = document.getElementById("app");
 
@@ -80,7 +86,8 @@ async function enter(token) {
 
 function frame(server) {
   const status = h("span", { class: "pill", role: "status" });
-  const links = Object.entries(VIEWS).filter(([, [name]]) => name)
+  const has = (key) => Object.hasOwn(VIEWS, key) && (VIEWS[key][2]?.(server.me) ?? true);
+  const links = Object.entries(VIEWS).filter(([key, [name]]) => name && has(key))
     .map(([key, [name]]) => h("a", { href: `#/${key}`, "data-view": key }, name));
   const main = h("main", { id: "main", tabindex: "-1" });
   const leave = () => {
@@ -104,7 +111,7 @@ function frame(server) {
   let end = () => {};
   function show() {
     const [key, ...rest] = location.hash.replace(/^#\//, "").split("/");
-    const name = Object.hasOwn(VIEWS, key) ? key : "overview";
+    const name = has(key) ? key : "overview";
     let parameter = "";
     try {
       parameter = decodeURIComponent(rest.join("/"));

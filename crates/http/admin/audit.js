@@ -4,7 +4,9 @@ import { why } from "./api.js";
 import { count, date, h, set, time } from "./dom.js";
 
 const PAGE = 50;
-const COLOURS = { push: "good", kick: "bad", drain: "bad", refused: "warn" };
+const COLOURS = {
+  push: "good", "send again": "good", kick: "bad", drain: "bad", "delete a letter": "bad", "delete a dead letter": "bad", refused: "warn",
+};
 
 export function audit(server) {
   const body = h("tbody", {});

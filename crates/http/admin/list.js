@@ -5,16 +5,17 @@ import { h, icon, set } from "./dom.js";
 
 /**
  * `begins` says what is searched by its beginning, and `prefix` with what. `ask` takes that and where a page begins, and
- * resolves with its `items`, and the `last` place in it; `show` fills `table` and `total` with them. It is asked again
- * `refresh` milliseconds after an answer that took less than `quick`.
+ * resolves with its `items`, the `last` place in it, and whether there is `more`, where a page that is not full does not
+ * say so; `show` fills `table` and `total` with them. It is asked again `refresh` milliseconds after an answer that took
+ * less than `quick`.
  */
 export function list({ title, begins, prefix, page, table, total, empty, ask, show, refresh, quick = Infinity }) {
   const search = h("input", { type: "search", id: "search", placeholder: `${begins}…`, autocomplete: "off", spellcheck: "false", value: prefix });
   const before = h("button", { class: "quiet", disabled: true, onclick: () => (places.pop(), load()) }, "Previous");
-  const after = h("button", { class: "quiet", disabled: true, onclick: () => (places.push(last), load()) }, "Next");
-  // Where each page before this one began.
-  let places = [null];
-  let last;
+  const after = h("button", { class: "quiet", disabled: true, onclick: () => (places.push(next), load()) }, "Next");
+  // Where each page up to this one began, and how many there were before it.
+  let places = [[null, 0]];
+  let next;
   let timer;
   let round = 0;
 
@@ -23,14 +24,16 @@ export function list({ title, begins, prefix, page, table, total, empty, ask, sh
     const mine = ++round;
     const began = performance.now();
     try {
-      const listed = await ask(search.value, places.at(-1));
+      const [begin, skipped] = places.at(-1);
+      const listed = await ask(search.value, begin);
       if (mine !== round) return;
-      last = listed.last;
+      const through = skipped + listed.items.length;
+      next = [listed.last, through];
       before.disabled = places.length < 2;
-      after.disabled = listed.items.length < page;
+      after.disabled = !(listed.more?.(through) ?? listed.items.length === page);
       table.hidden = listed.items.length === 0;
       empty.hidden = listed.items.length > 0;
-      show(listed, search.value, (places.length - 1) * page);
+      show(listed, search.value, skipped);
     } catch (error) {
       if (mine === round) set(total, why(error));
     }
@@ -42,7 +45,7 @@ export function list({ title, begins, prefix, page, table, total, empty, ask, sh
   search.addEventListener("input", () => {
     clearTimeout(typing);
     typing = setTimeout(() => {
-      places = [null];
+      places = [[null, 0]];
       load();
     }, 150);
   });

@@ -107,6 +107,8 @@ export function overview(server) {
     charts,
     h("section", { class: "card", "aria-labelledby": "feed-title" },
       h("h3", { id: "feed-title" }, "What happens"), none, feed, missed),
+    server.me.is_node && h("p", { class: "muted" }, "Numbers and events are of this node", server.me.node && [", ", h("span", { class: "mono" }, server.me.node.slice(0, 8))],
+      ". Sessions and pushes are of ", h("a", { href: "#/nodes" }, "all nodes"), "."),
     server.may("kick") && h("div", { class: "row end" },
       h("button", { class: "danger quiet", onclick: () => drain(server) }, "Stop this server…")));
   return {
@@ -168,7 +170,7 @@ const pushKind = (stage) => {
 };
 
 /** Asks, and then stops the server client by client. */
-async function drain(server) {
+export async function drain(server) {
   const connections = server.last?.stats.connections ?? 0;
   const input = (name, label, value, max) =>
     h("label", {}, label, h("input", { name, type: "number", min: "1", max, value, required: true }));

@@ -2,6 +2,10 @@
 
 import { why } from "./api.js";
 import { confirm, count, h, icon, plural, set, time } from "./dom.js";
+import { silentWords } from "./nodes.js";
+
+/** A durable push from here is kept so long for devices that have not handled it: seven days, in milliseconds. */
+const KEPT_FOR = 7 * 24 * 3600 * 1000;
 
 /** Receipts that are followed at once; they stay on the page, and are lost with it. */
 const SHOWN_MAX = 20;
@@ -34,6 +38,8 @@ export function push(server, parameter) {
   const nameField = h("div", {}, nameLabel, name);
   const method = h("input", { id: "method", autocomplete: "off", spellcheck: "false", value: "Chat.say", pattern: "[^.]+(\\..+)+", required: true, title: "Path.method, such as Chat.say" });
   const codec = h("select", { id: "codec" }, h("option", { value: "1" }, "JSON"), h("option", { value: "0" }, "Text, as it is"));
+  const kept = h("input", { type: "checkbox", id: "kept" });
+  const keptField = h("label", { class: "check", for: "kept" }, kept, "Keep it in the mailbox until each device has handled it, for 7 days");
   const payload = h("textarea", { id: "payload", rows: "4", spellcheck: "false" });
   payload.value = '{"text": "Hello from the admin page"}';
   const error = h("p", { class: "error", role: "alert" });
@@ -41,6 +47,7 @@ export function push(server, parameter) {
   const change = () => {
     nameField.hidden = who.value === "everyone";
     name.required = !nameField.hidden;
+    keptField.hidden = who.value !== "user" || !server.me.has_mail;
     set(nameLabel, labels[who.value] ?? "");
   };
   who.addEventListener("change", change);
@@ -52,6 +59,7 @@ export function push(server, parameter) {
       h("div", {}, h("label", { for: "method" }, "Name"), method),
       h("div", {}, h("label", { for: "codec" }, "Payload is"), codec)),
     h("label", { for: "payload" }, "Payload"), payload,
+    keptField,
     error,
     h("div", { class: "row end" }, h("button", { class: "primary" }, icon("push"), "Push")));
 
@@ -82,9 +90,10 @@ export function push(server, parameter) {
         metadata: [],
         payload: new TextEncoder().encode(payload.value),
         codec: Number(codec.value),
+        class: kept.checked && !keptField.hidden ? { Durable: KEPT_FOR } : "Tracked",
       });
       none.hidden = true;
-      follow(server, begun, method.value, whom);
+      follow(server, begun, method.value, whom, who.value);
     } catch (failure) {
       set(error, why(failure));
     }
@@ -99,7 +108,7 @@ export function push(server, parameter) {
 }
 
 /** Shows how far a push has come, until nothing can follow. */
-async function follow(server, begun, name, whom) {
+async function follow(server, begun, name, whom, kind) {
   const bar = h("div", { class: "bar-of", "aria-hidden": "true" });
   const words = h("p", { class: "words" });
   const item = h("li", {},
@@ -126,7 +135,7 @@ async function follow(server, begun, name, whom) {
     }
   }
 
-  function draw({ outcome, is_final: isFinal }) {
+  function draw({ outcome, is_final: isFinal, unreached = [] }) {
     const failed = Object.values(outcome.failed).reduce((sum, one) => sum + one, 0);
     const counts = { ...outcome, missed: outcome.expired + outcome.superseded + outcome.dropped + failed };
     const total = STAGES.reduce((sum, [key]) => sum + counts[key], 0);
@@ -136,8 +145,11 @@ async function follow(server, begun, name, whom) {
       part.style.flexGrow = counts[key];
       return part;
     }));
-    const kept = outcome.stored ? ", kept in the topic's history" : "";
-    set(words, total === 0 ? `Nobody is there${kept}.` : `${plural(total, "session")}: ${some.map(([key, text]) => `${count(counts[key])} ${text}`).join(", ")}${kept}${isFinal ? "." : " …"}`);
-    item.className = isFinal ? (counts.missed ? "bad" : "good") : "";
+    const kept = outcome.stored ? `, kept in ${kind === "topic" ? "the topic's history" : "the mailbox"}` : "";
+    const asked = outcome.routing ? `, ${plural(outcome.routing, "node")} asked` : "";
+    const stages = some.map(([key, text]) => `${count(counts[key])} ${text}`).join(", ");
+    const reached = total === 0 ? `Nobody is there${isFinal ? "" : " yet"}` : `${plural(total, "session")}: ${stages}`;
+    set(words, `${reached}${kept}${asked}${isFinal ? "." : " …"}${silentWords(unreached)}`);
+    item.className = isFinal ? (counts.missed || unreached.length ? "bad" : "good") : "";
   }
 }

@@ -3,6 +3,7 @@
 import { why } from "./api.js";
 import { bytes, confirm, count, date, h, icon, plural, set, span, time, toast } from "./dom.js";
 import { list, tableOf } from "./list.js";
+import { nodeLink, nodeName, silentNote, silentWords } from "./nodes.js";
 import { kindOf } from "./overview.js";
 
 const PAGE = 25;
@@ -14,22 +15,26 @@ const QUICK = 250;
 export function sessions(server, prefix) {
   const total = h("p", { class: "muted", role: "status" });
   const body = h("tbody", {});
-  const table = tableOf("Sessions by user", ["User", "State", "Address", "Waiting", "Missed", "Topics"], body);
+  const isNode = server.me.is_node;
+  const columns = ["User", "State", isNode && "Node", "Address", "Waiting", "Missed", "Topics"].filter(Boolean);
+  const table = tableOf("Sessions by user", columns, body);
   const empty = h("p", { class: "muted empty", hidden: true });
 
   async function ask(prefix, after) {
-    const listed = await server.ask("Sessions", { target: "Everyone", user_prefix: prefix, max: PAGE, after });
+    const listed = await server.ask("SessionsEverywhere", { target: "Everyone", user_prefix: prefix, max: PAGE, after });
     const end = listed.sessions.at(-1);
-    return { items: listed.sessions, total: listed.total, last: end && { user: end.user, id: end.id } };
+    const last = end && { user: end.user, id: end.id };
+    // A page of several nodes may be short though there is more.
+    return { items: listed.sessions, total: listed.total, silent: listed.silent, last, more: (through) => end && through < listed.total };
   }
 
-  function show({ items, total: all }, prefix, skipped) {
+  function show({ items, total: all, silent }, prefix, skipped) {
     const shown = `${count(skipped + 1)}–${count(skipped + items.length)} of `;
-    set(total, `${all > items.length ? shown : ""}${plural(all, "session")}`);
+    set(total, `${all > items.length ? shown : ""}${plural(all, "session")}`, silentNote(silent));
     set(empty, prefix ? "No user's name begins so. Capitals count." : "No client is connected.");
     // A row that has the focus keeps it.
     const focused = document.activeElement?.getAttribute("href");
-    set(body, items.map(row));
+    set(body, items.map((view) => row(view, isNode)));
     if (focused) body.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();
   }
 
@@ -37,12 +42,13 @@ export function sessions(server, prefix) {
   return list({ title: "Sessions", begins: "User begins with", prefix, page: PAGE, refresh: REFRESH, quick: QUICK, ...parts });
 }
 
-function row(view) {
+function row(view, isNode) {
   const cell = (name, ...children) => h("td", { "data-name": name }, children);
   const topics = view.subscriptions;
   return h("tr", {},
     h("th", { scope: "row" }, h("a", { href: `#/session/${view.id}` }, h("span", { class: view.user ? "clip" : "muted", title: view.user ?? view.id }, view.user ?? view.id.slice(0, 8)))),
     cell("State", standing(view.connection, view.resumable)),
+    isNode && cell("Node", nodeLink(view.node) ?? "–"),
     cell("Address", h("span", { class: "mono" }, view.peer ?? "–")),
     cell("Waiting", view.waiting ? `${count(view.waiting)} · ${bytes(view.waiting_bytes)}` : "0"),
     cell("Missed", h("span", { class: view.dropped ? "bad-text" : "" }, count(view.dropped))),
@@ -58,6 +64,7 @@ export function session(server, id) {
   const facts = h("div", {});
   const story = h("ol", { class: "story" });
   const note = h("p", { class: "muted empty", role: "status" }, "Loading…");
+  const silence = h("div", {});
   let timer;
   let isOver = false;
   let seen = "";
@@ -67,13 +74,18 @@ export function session(server, id) {
     try {
       const target = { Session: id };
       const [told, listed] = await Promise.all([
-        server.ask("Explain", target),
-        server.ask("Sessions", { target, user_prefix: "", max: 1 }),
+        server.ask("ExplainEverywhere", target),
+        server.ask("SessionsEverywhere", { target, user_prefix: "", max: 1 }),
       ]);
       if (isOver) return;
       // What is the same stays: a text that is being marked, a focus.
       const now = JSON.stringify([told, listed]);
-      if (now !== seen) show(told[0], listed.sessions[0]);
+      if (now !== seen) {
+        // A session that has moved is told by the node that it has left, too: by the one that has it, first of all.
+        const stories = told.explained.filter(([node, story]) => !node || node === listed.sessions[0]?.node || story.standing !== "Ended");
+        show((stories[0] ?? told.explained[0])?.[1], listed.sessions[0]);
+        set(silence, silentNote(told.silent));
+      }
       seen = now;
     } catch (error) {
       if (isOver) return;
@@ -97,7 +109,7 @@ export function session(server, id) {
           told.standing === "Ended" ? h("span", { class: "pill bad" }, "ended") : standing(connection, view?.resumable ?? true)),
         h("div", { class: "row" },
           server.may("push") && view && h("a", { class: "button", href: `#/push/session/${id}` }, icon("push"), "Push…"),
-          server.may("kick") && view && h("button", { class: "danger quiet", onclick: () => kick(server, { Session: id }, user ?? id.slice(0, 8)) }, "Send away…"))));
+          server.may("kick") && view && h("button", { class: "danger quiet", onclick: () => kick(server, id, user) }, "Send away…"))));
     set(facts, view ? factsOf(view) : h("p", { class: "muted" }, "It has ended; this is what is remembered."));
     set(note, told.forgotten ? `${plural(told.forgotten, "older event")} not kept` : "");
     set(story, told.events.map((event, at) => step(event, told.events[at + 1])).reverse());
@@ -106,7 +118,7 @@ export function session(server, id) {
 
   const element = h("div", { class: "view" },
     h("p", {}, h("a", { href: "#/sessions" }, "← Sessions")),
-    head, facts,
+    head, silence, facts,
     h("section", { class: "card", "aria-labelledby": "story-title" },
       h("h3", { id: "story-title" }, "Its story, newest first"), story, note));
   return {
@@ -125,6 +137,7 @@ function factsOf(view) {
     h("dl", { class: "facts" },
       fact("Number", h("span", { class: "mono" }, view.id)),
       fact("Address", h("span", { class: "mono" }, view.peer ?? "its client is away")),
+      view.node && fact("Node", nodeLink(view.node)),
       fact("Connections so far", count(view.generation)),
       fact("May come back", view.resumable ? "yes" : "no: it speaks plain rpcx"),
       fact("Waiting", view.waiting ? `${plural(view.waiting, "push").replace("pushs", "pushes")}, ${bytes(view.waiting_bytes)}` : "nothing"),
@@ -198,19 +211,29 @@ function pushOf(value) {
       end ? h("li", { class: end[1] }, end[0], value.done_ms > 0 && h("small", {}, span(value.done_ms))) : h("li", { class: "open" }, "…")));
 }
 
-/** Asks, and sends clients away. */
-export async function kick(server, target, name) {
+/** Asks, and sends the client of one session away, or all of its user, wherever they are. */
+async function kick(server, id, user) {
+  const option = (value, checked, text) => h("label", { class: "check" }, h("input", { type: "radio", name: "whom", value, checked }), text);
   const values = await confirm({
-    title: `Send ${name} away?`,
+    title: `Send ${user ?? id.slice(0, 8)} away?`,
     text: "The session ends, with all that waits for it. The client is told why, and does not come back by itself.",
     action: "Send away",
     danger: true,
-    fields: h("div", { class: "fields" }, h("label", {}, "Why, for the client", h("input", { name: "why", value: "sent away by an operator", maxlength: "200", required: true }))),
+    fields: [
+      h("label", {}, "Why, for the client", h("input", { name: "why", value: "sent away by an operator", maxlength: "200", required: true, autofocus: true })),
+      user != null && h("fieldset", {}, h("legend", { class: "sr" }, "Whom"),
+        option("session", true, "This session"),
+        option("user", false, h("span", {}, "All sessions of this user", server.me.is_node && ", on all nodes"))),
+    ],
   });
   if (!values) return;
   try {
-    const ended = await server.ask("Kick", { target, why: values.why });
-    toast(ended ? `${plural(ended, "session")} ended.` : "There was no such session any more.", ended ? "good" : "warn");
+    const target = values.whom === "user" ? { User: user } : { Session: id };
+    const { ended, by_node: nodes = [], silent = [] } = await server.ask("KickEverywhere", { target, why: values.why });
+    const some = nodes.filter(([, ended]) => ended > 0);
+    const where = some.length ? ` (${some.map(([node, ended]) => `${count(ended)} on ${nodeName(node)}`).join(", ")})` : "";
+    const text = ended ? `${plural(ended, "session")} ended${where}.` : "There was no such session any more.";
+    toast(text + silentWords(silent), ended && silent.length === 0 ? "good" : "warn");
   } catch (error) {
     toast(why(error), "bad");
   }

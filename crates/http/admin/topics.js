@@ -3,6 +3,7 @@
 import { why } from "./api.js";
 import { count, h, icon, plural, set } from "./dom.js";
 import { list, tableOf } from "./list.js";
+import { nodeLink, silentNote } from "./nodes.js";
 
 const PAGE = 100;
 
@@ -53,14 +54,14 @@ export function topic(server, name) {
       const target = { Topic: name };
       const [who, listed] = hasWildcard(name) ? [{ members: [], more: false }, undefined] : await Promise.all([
         server.ask("Members", { topic: name, max: 200 }),
-        server.ask("Sessions", { target, user_prefix: "", max: 100 }),
+        server.ask("SessionsEverywhere", { target, user_prefix: "", max: 100 }),
       ]);
       if (isOver) return;
       set(members, who.members.map(([member, status]) => h("li", {}, h("span", { class: `pill ${status === "online" ? "good" : "warn"}` }, status), " ", member)));
       set(note, who.more ? "and more" : who.members.length ? "" : "It shows no presence, or nobody is there.");
-      set(said, listed ? plural(listed.total, "subscriber") : "A pattern: its subscribers get each topic that it covers.");
+      set(said, listed ? [plural(listed.total, "subscriber"), silentNote(listed.silent)] : "A pattern: its subscribers get each topic that it covers.");
       set(subscribers, listed?.sessions.map((view) => h("li", {}, h("a", { href: `#/session/${view.id}` }, view.user ?? view.id.slice(0, 8)), " ",
-        h("span", { class: "muted mono" }, view.peer ?? "away"))) ?? []);
+        h("span", { class: "muted mono" }, view.peer ?? "away"), " ", nodeLink(view.node))) ?? []);
     } catch (error) {
       if (!isOver) set(said, why(error));
     }

@@ -41,6 +41,8 @@ const FILES: &[(&str, &str, &[u8])] = &[
     ("client.js", SCRIPT, include_bytes!("../admin/client.js")),
     ("dom.js", SCRIPT, include_bytes!("../admin/dom.js")),
     ("list.js", SCRIPT, include_bytes!("../admin/list.js")),
+    ("mail.js", SCRIPT, include_bytes!("../admin/mail.js")),
+    ("nodes.js", SCRIPT, include_bytes!("../admin/nodes.js")),
     ("overview.js", SCRIPT, include_bytes!("../admin/overview.js")),
     ("push.js", SCRIPT, include_bytes!("../admin/push.js")),
     ("sessions.js", SCRIPT, include_bytes!("../admin/sessions.js")),

@@ -97,14 +97,25 @@ async fn ask_others(server: &Server, asked: &SessionsAsked, parts: &mut Vec<Part
     }
 }
 
+/// Whether the server is in a cluster.
+pub(super) fn is_node(server: &Server) -> bool {
+    #[cfg(feature = "cluster")]
+    return server.shared.node.get().is_some();
+    #[cfg(not(feature = "cluster"))]
+    {
+        let _ = server;
+        false
+    }
+}
+
 #[cfg(not(feature = "cluster"))]
-fn here(_: &Server) -> Option<String> {
+pub(super) fn here(_: &Server) -> Option<String> {
     None
 }
 
 /// The number of this node.
 #[cfg(feature = "cluster")]
-fn here(server: &Server) -> Option<String> {
+pub(super) fn here(server: &Server) -> Option<String> {
     Some(server.shared.node.get()?.me()?.to_string())
 }
 
@@ -189,7 +200,7 @@ impl From<NodeView> for AdminNode {
 }
 
 #[cfg(feature = "cluster")]
-fn silent_of(silent: Vec<(crate::session::NodeId, crate::session::UnreachedWhy)>) -> Vec<SilentNode> {
+pub(super) fn silent_of(silent: Vec<(crate::session::NodeId, crate::session::UnreachedWhy)>) -> Vec<SilentNode> {
     silent.into_iter().map(|(node, why)| SilentNode { node: node.to_string(), why: why.to_string() }).collect()
 }
 
@@ -225,7 +236,10 @@ pub(super) async fn kick(asking: Asking, AdminKick { target, why }: AdminKick) -
     #[cfg(feature = "cluster")]
     let kicked = {
         let Answers { answers, silent } = asking.server.kick_everywhere(&whom, &why).await.map_err(Refused::wrong)?;
-        AdminKicked { ended: answers.iter().map(|(_, ended)| ended).sum(), silent: silent_of(silent) }
+        let is_alone = asking.server.shared.node.get().is_none();
+        let by_node = answers.iter().filter(|_| !is_alone).map(|(node, ended)| (node.to_string(), *ended)).collect();
+        let ended = answers.iter().map(|(_, ended)| ended).sum();
+        AdminKicked { ended, by_node, silent: silent_of(silent) }
     };
     #[cfg(not(feature = "cluster"))]
     let kicked =

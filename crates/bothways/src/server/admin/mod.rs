@@ -91,7 +91,7 @@ pub(super) fn add_routes(router: Router, door: Arc<Door>, shared: Weak<Shared>) 
         Ok::<_, Refused>(asking.door.audit.page(&asked))
     });
     let router = admin.add(router, "Push", Push, push::run);
-    let router = admin.add(router, "BeginPush", Push, |asking, push| async move { push::begin(&asking, push) });
+    let router = admin.add(router, "BeginPush", Push, push::begin);
     let router = admin.add(router, "Receipt", Look, push::follow);
     let router = admin.add(router, "Kick", Kick, |asking, kick| async move { run_kick(&asking, kick) });
     let router = admin.add(router, "Mailboxes", Look, mail::mailboxes);
@@ -138,6 +138,9 @@ impl Asking {
             name: self.operator.name.to_string(),
             role: self.operator.role,
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: everywhere::here(&self.server),
+            is_node: everywhere::is_node(&self.server),
+            has_mail: self.server.mail().is_some(),
         }
     }
 

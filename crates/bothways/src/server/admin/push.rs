@@ -6,6 +6,8 @@ use bothways_proto::{Metadata, SerializeType};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "cluster")]
+use super::everywhere;
 use super::{
     Asking, Refused,
     views::{PushReceipt, PushTarget, ReceiptAsked},
@@ -202,10 +204,7 @@ impl Receipts {
 pub(super) async fn run(asking: Asking, push: AdminPush) -> Result<AdminPushOutcome, Refused> {
     let (until, wait) = (push.until, Duration::from_millis(push.wait_ms).min(PUSH_WAIT_MAX));
     let receipt = send(&asking, push)?;
-    // Whether a store takes it is known soon, and is what a durable push is for.
-    if let Ok(Err(error)) = tokio::time::timeout(PUSH_WAIT_MAX, receipt.stored()).await {
-        return Err(Refused::Failed(error.to_string()));
-    }
+    wait_for_store(&receipt).await?;
     let reached = async {
         match until {
             PushUntil::Queued => receipt.outcomes(),
@@ -219,9 +218,18 @@ pub(super) async fn run(asking: Asking, push: AdminPush) -> Result<AdminPushOutc
     Ok(outcome(&receipt))
 }
 
+/// Whether a store takes it is known soon, and is what a durable push is for.
+async fn wait_for_store(receipt: &Receipt) -> Result<(), Refused> {
+    match tokio::time::timeout(PUSH_WAIT_MAX, receipt.stored()).await {
+        Ok(Err(error)) => Err(Refused::Failed(error.to_string())),
+        _ => Ok(()),
+    }
+}
+
 /// Pushes, and returns the number under which the operator asks how far it comes.
-pub(super) fn begin(asking: &Asking, push: AdminPush) -> Result<PushReceipt, Refused> {
-    let receipt = send(asking, push)?;
+pub(super) async fn begin(asking: Asking, push: AdminPush) -> Result<PushReceipt, Refused> {
+    let receipt = send(&asking, push)?;
+    wait_for_store(&receipt).await?;
     let number = asking.door.receipts.keep(receipt.clone());
     Ok(standing(number, &receipt))
 }
@@ -255,7 +263,12 @@ async fn wait_for_stage(receipt: &Receipt) {
 
 fn standing(number: u64, receipt: &Receipt) -> PushReceipt {
     let outcome = outcome(receipt);
-    PushReceipt { number, outcome, is_final: receipt.outcomes().open() == 0 && outcome.routing == 0 }
+    #[cfg(feature = "cluster")]
+    let unreached = everywhere::silent_of(receipt.unreached().into_iter().map(|one| (one.node, one.why)).collect());
+    #[cfg(not(feature = "cluster"))]
+    let unreached = Vec::new();
+    let is_final = receipt.outcomes().open() == 0 && outcome.routing == 0;
+    PushReceipt { number, outcome, unreached, is_final }
 }
 
 fn outcome(receipt: &Receipt) -> AdminPushOutcome {

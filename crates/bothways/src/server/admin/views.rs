@@ -179,6 +179,8 @@ pub struct AdminExplained {
 pub struct AdminKicked {
     /// So many.
     pub ended: usize,
+    /// Of these, so many at each node that has answered; empty for a server alone.
+    pub by_node: Vec<(String, usize)>,
     /// Nodes that have not answered.
     pub silent: Vec<SilentNode>,
 }
@@ -229,6 +231,15 @@ pub struct OperatorView {
     pub role: AdminRole,
     /// The version of the server's library.
     pub server_version: String,
+    /// The number of the server's node, 16 hexadecimal digits; `None`: it is in no cluster, or joins one just now.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// The server is in a cluster.
+    #[serde(default)]
+    pub is_node: bool,
+    /// The server has mailboxes: a store for durable pushes.
+    #[serde(default)]
+    pub has_mail: bool,
 }
 
 /// A server's counters at one moment, for an operator.
@@ -407,13 +418,16 @@ pub struct ReceiptAsked {
 }
 
 /// How far a push of an operator has come. The server keeps the last 64 of these.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct PushReceipt {
     /// Its number.
     pub number: u64,
     /// How many sessions are where.
     pub outcome: AdminPushOutcome,
+    /// Nodes of the cluster that it has not reached, as far as is known.
+    #[serde(default)]
+    pub unreached: Vec<SilentNode>,
     /// True once nothing of this can change.
     pub is_final: bool,
 }
