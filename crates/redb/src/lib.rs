@@ -231,12 +231,17 @@ fn is_unfinished(path: &Path) -> bool {
 /// How many bytes a database is known by.
 const BEGINNING: usize = 9;
 
+/// Bytes of an entry while it waits.
+fn weight_of(entry: &NewEntry) -> usize {
+    entry.bytes.len() + entry.key.as_ref().map_or(0, String::len)
+}
+
 impl Store for RedbStore {
     fn append(&self, to: Log, entry: NewEntry) -> BoxFuture<Result<Stored, AppendError>> {
         if self.options.entry_bytes_max < entry.bytes.len() {
             return Box::pin(async { Err(AppendError::TooLarge) });
         }
-        let weight = entry.bytes.len() + to.name().len();
+        let weight = weight_of(&entry) + to.name().len();
         let appended = self.workers.change(weight, move |change| change.append(&to, entry));
         Box::pin(async move {
             match appended.await {
@@ -250,7 +255,7 @@ impl Store for RedbStore {
     /// In one transaction.
     fn append_all(&self, to: Log, entries: Vec<NewEntry>) -> BoxFuture<Vec<Result<Stored, AppendError>>> {
         let (count, most) = (entries.len(), self.options.entry_bytes_max);
-        let weight = entries.iter().map(|entry| entry.bytes.len()).sum();
+        let weight = to.name().len() + entries.iter().map(weight_of).sum::<usize>();
         let appended = self.workers.change(weight, move |change| {
             let append = |entry: NewEntry| match most < entry.bytes.len() {
                 true => Ok(Err(AppendError::TooLarge)),
@@ -280,17 +285,18 @@ impl Store for RedbStore {
     }
 
     fn advance(&self, of: Log, reader: String, to: Place, keep: Duration) -> BoxFuture<Result<Place, EngineDown>> {
-        let advanced = self.workers.change(reader.len(), move |change| change.advance(&of, &reader, to, keep));
+        let advanced =
+            self.workers.change(reader.len() + of.name().len(), move |change| change.advance(&of, &reader, to, keep));
         Box::pin(async move { advanced.await.ok().flatten().ok_or(EngineDown) })
     }
 
     fn trim(&self, log: Log, upto: Place) -> BoxFuture<Result<(), EngineDown>> {
-        let trimmed = self.workers.change(0, move |change| change.trim(&log, upto));
+        let trimmed = self.workers.change(log.name().len(), move |change| change.trim(&log, upto));
         Box::pin(async move { trimmed.await.map_err(|_| EngineDown) })
     }
 
     fn remove(&self, from: Log, place: Place) -> BoxFuture<Result<bool, EngineDown>> {
-        let removed = self.workers.change(0, move |change| change.remove(&from, place));
+        let removed = self.workers.change(from.name().len(), move |change| change.remove(&from, place));
         Box::pin(async move { removed.await.map_err(|_| EngineDown) })
     }
 

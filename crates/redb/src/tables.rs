@@ -62,6 +62,11 @@ fn size_of(bytes: usize) -> u64 {
     OVERHEAD.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
 
+/// A cursor is nothing but names: that of its log, which may be longer than that of its reader, is counted too.
+fn size_of_cursor(log: &[u8], reader: &str) -> u64 {
+    size_of(log.len() + reader.len())
+}
+
 /// A log as a key: its kind, then its name.
 pub(crate) fn key_of(log: &Log) -> Vec<u8> {
     let kind = match log {
@@ -328,8 +333,8 @@ impl<'t> Change<'t> {
         let before = self.cursors.get((log, reader))?.map(|cursor| cursor.value());
         match before {
             Some((_, _, until)) => _ = self.ends.remove((until, OF_CURSOR, log, 0, reader))?,
-            None if !self.has_room(size_of(reader.len()))? => return Ok(None),
-            None => self.bytes += size_of(reader.len()),
+            None if !self.has_room(size_of_cursor(log, reader))? => return Ok(None),
+            None => self.bytes += size_of_cursor(log, reader),
         }
 
         // Epoch 0 only makes one.
@@ -362,7 +367,7 @@ impl<'t> Change<'t> {
                 }
                 _ => {
                     self.cursors.remove((&*log, &*name))?;
-                    self.bytes = self.bytes.saturating_sub(size_of(name.len()));
+                    self.bytes = self.bytes.saturating_sub(size_of_cursor(&log, &name));
                 }
             }
         }
@@ -481,7 +486,13 @@ mod tests {
             size_of(value.value().1.len())
         });
         let of_keys = keys.iter().expect("it works").map(|key| size_of(key.expect("it works").0.value().1.len()));
-        (noted.value(), of_entries.chain(of_keys).sum())
+        let cursors = txn.open_table(CURSORS).expect("it is there");
+        let of_cursors = cursors.iter().expect("it works").map(|cursor| {
+            let (key, _) = cursor.expect("it works");
+            let (log, reader) = key.value();
+            OVERHEAD + (log.len() + reader.len()) as u64
+        });
+        (noted.value(), of_entries.chain(of_keys).chain(of_cursors).sum())
     }
 
     /// A key that is used again when its time is over, swept or not, is counted once, as it is kept once.
@@ -509,6 +520,29 @@ mod tests {
         change(&file, options, now + 2 * kept, |change| change.append(&parked, other(last))).expect("there is room");
         let (noted, there) = bytes(&file);
         assert_eq!(noted, there);
+    }
+
+    /// The places of devices of users with long names fill no more than the bound, and are counted until they are
+    /// forgotten.
+    #[test]
+    fn a_cursor_counts_the_name_of_its_log() {
+        let keep = Duration::from_secs(60);
+        let (file, options) = (database(), StoreOptions::new().bytes_max(64 << 10));
+        let user = |number: usize| Log::Mailbox(format!("{number:0256}"));
+        let at = Place { epoch: 0, sequence: 0 };
+        let advance = |now: Millis, number: usize| {
+            change(&file, options, now, |change| change.advance(&user(number), "phone", at, keep))
+        };
+        let known = (0..1_000).take_while(|number| advance(1_000, *number).is_some()).count();
+        assert!(64 << 10 < (known + 1) * (256 + 128 + 6), "there was room for more than {known}");
+        assert!(known * 256 < 64 << 10, "the names of {known} alone are more than the bound");
+        assert!(advance(2_000, 0).is_some(), "one that is there takes no more");
+        let (noted, there) = bytes(&file);
+        assert_eq!(noted, there);
+
+        let over = 2_000 + 2 * u64::try_from(keep.as_millis()).expect("a minute");
+        change(&file, options, over, |change| change.sweep(2_000));
+        assert_eq!(bytes(&file), (0, 0));
     }
 
     /// A store without room refuses before a history forgets anything, and so does an entry that is larger than a log.
