@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `mark.rs` | the first bytes of values |
 //! | `read.rs`, `read/direct.rs` | payload → value: by serde, and by the code that `#[message]` generates |
+//! | `read/texts.rs` | lists of short texts, whose UTF-8 is checked together |
 //! | `write.rs`, `write/direct.rs` | value → payload: the same |
 
 mod mark;

@@ -168,6 +168,15 @@ struct View<'a> {
     c: Vec<u8>,
 }
 
+/// Lists that are read and written as a whole.
+#[bothways_macros::message(crate = "crate")]
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Lists {
+    texts: Vec<String>,
+    signed: Vec<i64>,
+    unsigned: Vec<u64>,
+}
+
 /// What serde's derive makes of it, or the generated code where MessagePack is at work.
 fn read<'de, T: Deserialize<'de> + Debug>(payload: &'de [u8]) -> (Result<String, String>, usize, usize) {
     let mut reader = Reader::new(payload);
@@ -287,6 +296,16 @@ fn odd() -> impl Strategy<Value = Odd> {
     })
 }
 
+/// Texts that are mostly short, and numbers of each width.
+fn lists() -> impl Strategy<Value = Lists> {
+    let text = prop_oneof![4 => "[a-zä€𝄞]{0,8}", 1 => "[a-z€]{9,40}"];
+    let numbers = vec((any::<i64>(), 0_u32..64).prop_map(|(number, shift)| number >> shift), 0..40);
+    (vec(text, 0..40), numbers).prop_map(|(texts, signed)| {
+        let unsigned = signed.iter().map(|number| number.unsigned_abs()).collect();
+        Lists { texts, signed, unsigned }
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
@@ -319,6 +338,18 @@ proptest! {
         compare_written(&Around { a: lax, ..Around::default() });
         let strict = Strict { c: text, ..Strict::default() };
         compare_written(&Strict { b: Some(Box::new(strict.clone())), ..strict });
+    }
+
+    #[test]
+    fn lists_are_written_and_read_as_by_serde(lists in lists(), at: prop::sample::Index, byte: u8) {
+        compare_written(&lists);
+        let mut payload = encode(&lists).expect("it can be written").to_vec();
+        let again = decode::<Lists>(&payload).expect("it was just written");
+        prop_assert_eq!(again, lists);
+        let at = at.index(payload.len());
+        payload[at] = byte;
+        compare_read::<Lists>(&payload);
+        compare_read::<Lists>(&payload[..at]);
     }
 
     #[test]
@@ -357,6 +388,21 @@ fn the_forms_of_a_message_are_those_of_serde() {
         &hex!(""),
     ] {
         compare_all(payload);
+    }
+}
+
+/// Short texts are checked together, and each has to be one by itself.
+#[test]
+fn no_character_is_in_two_texts() {
+    let list = |texts: &[u8]| [&hex!("81 a5 5465787473")[..], texts].concat();
+    let whole = list(&hex!("93 a161 a2c3a9 a0"));
+    let texts = decode::<Lists>(&whole).expect("they are texts").texts;
+    assert_eq!(texts, ["a", "é", ""]);
+    for parted in [&hex!("92 a1c3 a1a9")[..], &hex!("93 a161 a2e282 a1ac"), &hex!("92 a1c3 a0"), &hex!("93 a0 a1a9 a0")]
+    {
+        let payload = list(parted);
+        compare_read::<Lists>(&payload);
+        assert!(decode::<Lists>(&payload).is_err(), "{parted:02x?}");
     }
 }
 

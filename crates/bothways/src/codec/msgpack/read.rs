@@ -25,6 +25,8 @@ use crate::codec::{
 
 #[cfg(feature = "macros")]
 pub(super) mod direct;
+#[cfg(feature = "macros")]
+mod texts;
 
 /// Why a payload is not the value that was asked for.
 #[allow(unreachable_pub, missing_docs, reason = "for generated code")]

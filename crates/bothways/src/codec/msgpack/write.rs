@@ -46,7 +46,56 @@ const ARRAY: Heads =
     Heads { fix: mark::FIX_ARRAY, fix_end: 16, one: mark::RESERVED, two: mark::ARRAY_16, four: mark::ARRAY_32 };
 const MAP: Heads =
     Heads { fix: mark::FIX_MAP, fix_end: 16, one: mark::RESERVED, two: mark::MAP_16, four: mark::MAP_32 };
+/// The most that an integer takes.
+const INTEGER_BYTES: usize = 9;
+
 const EXT: Heads = Heads { fix: 0, fix_end: 0, one: mark::EXT_8, two: mark::EXT_8 + 1, four: mark::EXT_32 };
+
+/// What numbers are appended to.
+trait Sink {
+    fn put(&mut self, bytes: &[u8]);
+}
+
+impl Sink for Vec<u8> {
+    #[inline(always)]
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
+/// A marker and the number behind it.
+#[inline(always)]
+fn put_wide<const N: usize>(sink: &mut impl Sink, marker: u8, number: [u8; N]) {
+    let mut bytes = [0; INTEGER_BYTES];
+    bytes[0] = marker;
+    bytes[1..=N].copy_from_slice(&number);
+    sink.put(&bytes[..=N]);
+}
+
+/// In its shortest form.
+#[inline(always)]
+fn put_unsigned(sink: &mut impl Sink, number: u64) {
+    match (u8::try_from(number), u16::try_from(number), u32::try_from(number)) {
+        (Ok(number @ ..=mark::FIX_POS_LAST), ..) => sink.put(&[number]),
+        (Ok(number), ..) => sink.put(&[mark::U_8, number]),
+        (_, Ok(number), _) => put_wide(sink, mark::U_16, number.to_be_bytes()),
+        (.., Ok(number)) => put_wide(sink, mark::U_32, number.to_be_bytes()),
+        _ => put_wide(sink, mark::U_64, number.to_be_bytes()),
+    }
+}
+
+/// In its shortest form.
+#[inline(always)]
+fn put_signed(sink: &mut impl Sink, number: i64) {
+    match (i8::try_from(number), i16::try_from(number), i32::try_from(number)) {
+        _ if 0 <= number => put_unsigned(sink, number.cast_unsigned()),
+        (Ok(number @ -32..), ..) => sink.put(&number.to_be_bytes()),
+        (Ok(number), ..) => put_wide(sink, mark::I_8, number.to_be_bytes()),
+        (_, Ok(number), _) => put_wide(sink, mark::I_16, number.to_be_bytes()),
+        (.., Ok(number)) => put_wide(sink, mark::I_32, number.to_be_bytes()),
+        _ => put_wide(sink, mark::I_64, number.to_be_bytes()),
+    }
+}
 
 impl Writer {
     /// Appends to this buffer.
@@ -66,34 +115,17 @@ impl Writer {
     /// A marker and the number behind it.
     #[inline]
     fn put_wide<const N: usize>(&mut self, marker: u8, number: [u8; N]) {
-        let mut bytes = [0; 9];
-        bytes[0] = marker;
-        bytes[1..=N].copy_from_slice(&number);
-        self.0.extend_from_slice(&bytes[..=N]);
+        put_wide(&mut self.0, marker, number);
     }
 
-    /// In its shortest form.
     #[inline(always)]
     fn put_unsigned(&mut self, number: u64) {
-        match (u8::try_from(number), u16::try_from(number), u32::try_from(number)) {
-            (Ok(number @ ..=mark::FIX_POS_LAST), ..) => self.put([number]),
-            (Ok(number), ..) => self.put([mark::U_8, number]),
-            (_, Ok(number), _) => self.put_wide(mark::U_16, number.to_be_bytes()),
-            (.., Ok(number)) => self.put_wide(mark::U_32, number.to_be_bytes()),
-            _ => self.put_wide(mark::U_64, number.to_be_bytes()),
-        }
+        put_unsigned(&mut self.0, number);
     }
 
     #[inline(always)]
     fn put_signed(&mut self, number: i64) {
-        match (i8::try_from(number), i16::try_from(number), i32::try_from(number)) {
-            _ if 0 <= number => self.put_unsigned(number.cast_unsigned()),
-            (Ok(number @ -32..), ..) => self.put(number.to_be_bytes()),
-            (Ok(number), ..) => self.put_wide(mark::I_8, number.to_be_bytes()),
-            (_, Ok(number), _) => self.put_wide(mark::I_16, number.to_be_bytes()),
-            (.., Ok(number)) => self.put_wide(mark::I_32, number.to_be_bytes()),
-            _ => self.put_wide(mark::I_64, number.to_be_bytes()),
-        }
+        put_signed(&mut self.0, number);
     }
 
     #[inline]

@@ -17,7 +17,7 @@ use serde::{
     de::{self, DeserializeSeed, Error as _, IgnoredAny, SeqAccess, Unexpected, Visitor},
 };
 
-use super::{Error, NO_KEY, Reader};
+use super::{Error, NO_KEY, Reader, texts::TEXTS};
 use crate::codec::{
     bytes::ByteString,
     decoded::{count_box, count_elements, count_entry},
@@ -600,6 +600,19 @@ impl<'de> Read<'de> for String {
         }
         reader.rest = before;
         rare(reader)
+    }
+
+    fn read_list(reader: &mut Reader<'de>, len: usize) -> Result<Vec<Self>, Error> {
+        let mut list = Vec::with_capacity(reader.room(len, size_of::<Self>()));
+        while list.len() < len {
+            let left = len - list.len();
+            if !reader.short_texts(&mut list, left) {
+                for _ in 0..left.min(TEXTS) {
+                    list.push(Self::read(reader)?);
+                }
+            }
+        }
+        Ok(list)
     }
 
     nil_is_default!();

@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Serialize, Serializer, ser::Error as _};
 
-use super::{ARRAY, Error, MAP, TEXT, Writer};
+use super::{ARRAY, Error, INTEGER_BYTES, MAP, Sink, TEXT, Writer, put_signed, put_unsigned};
 use crate::codec::{SOME_OF_NOTHING, bytes::ByteString, msgpack::DIRECT, msgpack::mark, text::is_msgpack};
 
 /// What a value says that has been written into the lent buffer.
@@ -203,6 +203,37 @@ scalars! {
     f64 => serialize_f64 as f64;
 }
 
+/// Integers of a list that are put together before they are appended.
+const AT_ONCE: usize = 16;
+
+/// So many integers. The end of the payload is in memory, and its buffer may have to grow: to ask each number for that
+/// takes a third of the instructions of a list.
+struct Numbers {
+    bytes: [u8; AT_ONCE * INTEGER_BYTES],
+    len: usize,
+}
+
+impl Numbers {
+    #[inline(always)]
+    fn new() -> Self {
+        Self { bytes: [0; AT_ONCE * INTEGER_BYTES], len: 0 }
+    }
+
+    #[inline(always)]
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl Sink for Numbers {
+    #[inline(always)]
+    fn put(&mut self, bytes: &[u8]) {
+        let end = self.len + bytes.len();
+        self.bytes[self.len..end].copy_from_slice(bytes);
+        self.len = end;
+    }
+}
+
 macro_rules! integers {
     ($($one:ident, $listed:ident: $($type:ty),*;)*) => {$($(
         impl Write for $type {
@@ -213,8 +244,10 @@ macro_rules! integers {
             }
 
             fn write_list(list: &[Self], writer: &mut Writer) -> Result<(), Error> {
-                for &number in list {
-                    writer.$listed(number.into());
+                for some in list.chunks(AT_ONCE) {
+                    let mut numbers = Numbers::new();
+                    some.iter().for_each(|&number| $listed(&mut numbers, number.into()));
+                    writer.0.extend_from_slice(numbers.as_slice());
                 }
                 Ok(())
             }
