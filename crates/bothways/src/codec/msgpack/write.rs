@@ -53,34 +53,36 @@ const EXT: Heads = Heads { fix: 0, fix_end: 0, one: mark::EXT_8, two: mark::EXT_
 
 /// What numbers are appended to.
 trait Sink {
-    fn put(&mut self, bytes: &[u8]);
+    fn put<const N: usize>(&mut self, bytes: [u8; N]);
+
+    /// A marker and the number behind it.
+    fn put_wide<const N: usize>(&mut self, marker: u8, number: [u8; N]);
 }
 
 impl Sink for Vec<u8> {
     #[inline(always)]
-    fn put(&mut self, bytes: &[u8]) {
-        self.extend_from_slice(bytes);
+    fn put<const N: usize>(&mut self, bytes: [u8; N]) {
+        self.extend_from_slice(&bytes);
     }
-}
 
-/// A marker and the number behind it.
-#[inline(always)]
-fn put_wide<const N: usize>(sink: &mut impl Sink, marker: u8, number: [u8; N]) {
-    let mut bytes = [0; INTEGER_BYTES];
-    bytes[0] = marker;
-    bytes[1..=N].copy_from_slice(&number);
-    sink.put(&bytes[..=N]);
+    #[inline(always)]
+    fn put_wide<const N: usize>(&mut self, marker: u8, number: [u8; N]) {
+        let mut bytes = [0; INTEGER_BYTES];
+        bytes[0] = marker;
+        bytes[1..=N].copy_from_slice(&number);
+        self.extend_from_slice(&bytes[..=N]);
+    }
 }
 
 /// In its shortest form.
 #[inline(always)]
 fn put_unsigned(sink: &mut impl Sink, number: u64) {
     match (u8::try_from(number), u16::try_from(number), u32::try_from(number)) {
-        (Ok(number @ ..=mark::FIX_POS_LAST), ..) => sink.put(&[number]),
-        (Ok(number), ..) => sink.put(&[mark::U_8, number]),
-        (_, Ok(number), _) => put_wide(sink, mark::U_16, number.to_be_bytes()),
-        (.., Ok(number)) => put_wide(sink, mark::U_32, number.to_be_bytes()),
-        _ => put_wide(sink, mark::U_64, number.to_be_bytes()),
+        (Ok(number @ ..=mark::FIX_POS_LAST), ..) => sink.put([number]),
+        (Ok(number), ..) => sink.put([mark::U_8, number]),
+        (_, Ok(number), _) => sink.put_wide(mark::U_16, number.to_be_bytes()),
+        (.., Ok(number)) => sink.put_wide(mark::U_32, number.to_be_bytes()),
+        _ => sink.put_wide(mark::U_64, number.to_be_bytes()),
     }
 }
 
@@ -89,11 +91,11 @@ fn put_unsigned(sink: &mut impl Sink, number: u64) {
 fn put_signed(sink: &mut impl Sink, number: i64) {
     match (i8::try_from(number), i16::try_from(number), i32::try_from(number)) {
         _ if 0 <= number => put_unsigned(sink, number.cast_unsigned()),
-        (Ok(number @ -32..), ..) => sink.put(&number.to_be_bytes()),
-        (Ok(number), ..) => put_wide(sink, mark::I_8, number.to_be_bytes()),
-        (_, Ok(number), _) => put_wide(sink, mark::I_16, number.to_be_bytes()),
-        (.., Ok(number)) => put_wide(sink, mark::I_32, number.to_be_bytes()),
-        _ => put_wide(sink, mark::I_64, number.to_be_bytes()),
+        (Ok(number @ -32..), ..) => sink.put(number.to_be_bytes()),
+        (Ok(number), ..) => sink.put_wide(mark::I_8, number.to_be_bytes()),
+        (_, Ok(number), _) => sink.put_wide(mark::I_16, number.to_be_bytes()),
+        (.., Ok(number)) => sink.put_wide(mark::I_32, number.to_be_bytes()),
+        _ => sink.put_wide(mark::I_64, number.to_be_bytes()),
     }
 }
 
@@ -115,7 +117,7 @@ impl Writer {
     /// A marker and the number behind it.
     #[inline]
     fn put_wide<const N: usize>(&mut self, marker: u8, number: [u8; N]) {
-        put_wide(&mut self.0, marker, number);
+        self.0.put_wide(marker, number);
     }
 
     #[inline(always)]

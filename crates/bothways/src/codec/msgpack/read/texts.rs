@@ -17,31 +17,31 @@ impl Reader<'_> {
     /// Appends the short texts that come next, up to [`TEXTS`] of them and `most`. None if the first is no short text,
     /// or one of them is not UTF-8. True if there were some.
     pub(super) fn short_texts(&mut self, texts: &mut Vec<String>, most: usize) -> bool {
-        let (mut bytes, mut ends) = ([0; TEXTS * TEXT_BYTES], [0; TEXTS]);
+        let (mut bytes, mut lens) = ([0; TEXTS * TEXT_BYTES], [0; TEXTS]);
         let (mut rest, mut count, mut end) = (self.rest, 0, 0);
 
-        for place in ends.iter_mut().take(most) {
+        while count < TEXTS.min(most) {
             let [marker @ mark::FIX_STR..=mark::FIX_STR_LAST, ref behind @ ..] = *rest else { break };
             let len = usize::from(marker - mark::FIX_STR);
             let Some((text, after)) = behind.split_at_checked(len) else { break };
-            match behind.first_chunk::<TEXT_BYTES>() {
+            match (behind.first_chunk::<TEXT_BYTES>(), bytes[end..].first_chunk_mut()) {
                 // More than the text: so much is two moves and no call. The next text goes over the rest.
-                Some(chunk) => bytes[end..end + TEXT_BYTES].copy_from_slice(chunk),
-                None => bytes[end..end + len].copy_from_slice(text),
+                (Some(chunk), Some(place)) => *place = *chunk,
+                _ => bytes[end..end + len].copy_from_slice(text),
             }
-            end += len;
-            (*place, rest, count) = (end, after, count + 1);
+            lens[count] = len;
+            (rest, count, end) = (after, count + 1, end + len);
         }
 
-        let Ok(together) = str::from_utf8(&bytes[..end]) else { return false };
-        let (before, mut from) = (texts.len(), 0);
-        for &end in &ends[..count] {
-            let Some(text) = together.get(from..end) else {
+        let Ok(mut together) = str::from_utf8(&bytes[..end]) else { return false };
+        let before = texts.len();
+        for &len in &lens[..count] {
+            let Some((text, others)) = together.split_at_checked(len) else {
                 texts.truncate(before);
                 return false;
             };
             texts.push(text.to_owned());
-            from = end;
+            together = others;
         }
 
         self.rest = rest;

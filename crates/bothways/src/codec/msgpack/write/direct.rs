@@ -226,11 +226,18 @@ impl Numbers {
 }
 
 impl Sink for Numbers {
+    /// Copied as an array: a copy of a length that is known is no call.
     #[inline(always)]
-    fn put(&mut self, bytes: &[u8]) {
-        let end = self.len + bytes.len();
-        self.bytes[self.len..end].copy_from_slice(bytes);
-        self.len = end;
+    fn put<const N: usize>(&mut self, bytes: [u8; N]) {
+        let place = self.bytes[self.len..].first_chunk_mut();
+        *place.expect("there is room for as many as there are") = bytes;
+        self.len += N;
+    }
+
+    #[inline(always)]
+    fn put_wide<const N: usize>(&mut self, marker: u8, number: [u8; N]) {
+        self.put([marker]);
+        self.put(number);
     }
 }
 
