@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IoSlice, Read},
+    mem::MaybeUninit,
     net::{Shutdown, SocketAddr},
     task::{Context, Poll, ready},
 };
@@ -134,8 +135,20 @@ impl<S: Stream, P: Name> Socket for OsSocket<S, P> {
         true
     }
 
+    /// Asks the system, too: tokio marks each socket as readable that it is given, for it may be, and a server would make
+    /// a task for each client that connects, only to find nothing.
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.stream.poll_read_ready(cx).map(|_| ())
+        loop {
+            if ready!(self.stream.poll_read_ready(cx)).is_err() {
+                return Poll::Ready(());
+            }
+            let peeked = self.stream.try_read(|| self.stream.system().peek(&mut [MaybeUninit::uninit()]));
+            match peeked {
+                // The mark is gone: unless another has come, the waker is kept now.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                _ => return Poll::Ready(()),
+            }
+        }
     }
 }
 
@@ -171,5 +184,37 @@ fn ended(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, io::Write, task::Waker};
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A socket is readable when something has come, or its peer has ended, and not because it is new.
+    #[tokio::test]
+    async fn a_new_socket_is_not_readable_before_something_comes() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("it has one");
+        let mut far = std::net::TcpStream::connect(address).expect("it listens");
+        let (stream, peer) = listener.accept().await.expect("one came");
+        let socket = OsSocket::of(stream, peer);
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(socket.poll_readable(&mut context).is_pending(), "nothing came");
+
+        far.write_all(b"ab").expect("it is open");
+        poll_fn(|cx| socket.poll_readable(cx)).await;
+        let mut buffer = [0; 8];
+        let read = poll_fn(|cx| socket.poll_read(cx, &mut buffer)).await.expect("it is open");
+        assert_eq!(&buffer[..read], b"ab", "a look takes nothing");
+        assert!(socket.poll_readable(&mut context).is_pending(), "all was read");
+
+        drop(far);
+        poll_fn(|cx| socket.poll_readable(cx)).await;
+        assert_eq!(poll_fn(|cx| socket.poll_read(cx, &mut buffer)).await.expect("an end"), 0);
     }
 }
