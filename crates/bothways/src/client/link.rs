@@ -131,6 +131,8 @@ struct Receivers {
 pub(crate) struct Look {
     /// The connection of a call that does not wait.
     pub(crate) connection: Option<Connection>,
+    /// It stands: its Hello is answered.
+    pub(crate) is_up: bool,
     /// Other servers are to be preferred, if any of them is up.
     pub(crate) is_down: bool,
     /// The link has not ended, or is not to be replaced.
@@ -496,7 +498,8 @@ impl Link {
             State::Ended(_) => stays_away,
         };
         let may_be_called = stays_away || !matches!(&*state, State::Ended(_));
-        Look { connection: connection.cloned(), is_down, may_be_called }
+        let is_up = matches!(&*state, State::Up(_)) && connection.is_some();
+        Look { connection: connection.cloned(), is_up, is_down, may_be_called }
     }
 
     /// True if calls wait for the next connection, and there may be one.

@@ -416,7 +416,7 @@ impl Client {
         &self,
         call: &RawCall<'_>,
         time: Option<CallTime>,
-        seen: Option<Connection>,
+        seen: Option<&Connection>,
     ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
         async move {
             let layers = self.handle.link.options().layers();
@@ -449,22 +449,24 @@ impl Client {
         &self,
         call: &RawCall<'_>,
         mut time: Option<CallTime>,
-        seen: Option<Connection>,
+        seen: Option<&Connection>,
     ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
         async move {
             self.check_reserved(call)?;
+            let waited_for;
             let connection = match seen {
                 Some(connection) => connection,
                 None => {
                     let (connection, left) = Box::pin(self.connection_for(Patience::OneTry, time)).await?;
                     time = left;
-                    connection
+                    waited_for = connection;
+                    &waited_for
                 }
             };
 
             let again = {
                 let error = match connection.call_within(call, time).await {
-                    Err(error) if self.may_renew(&error, &connection) => error,
+                    Err(error) if self.may_renew(&error, connection) => error,
                     outcome => return outcome.map_err(|error| error.of_call_within(self.timeout_of(call))),
                 };
                 Box::pin(self.call_renewed(call, Patience::OneTry, time, error, |_| {}))

@@ -109,14 +109,11 @@ impl XClient {
             self.pause_before_retry(None, again, &pick.slot).await;
             pick = match self.fail_mode {
                 FailMode::Failtry => match self.shared.servers.client_again(&pick.slot) {
-                    Some(client) => {
-                        pick.client = client;
-                        pick
-                    }
+                    Some(client) => pick.again(Some(client)),
                     None => return Err(error),
                 },
                 _ => {
-                    tried.push(pick.slot);
+                    tried.push(Arc::clone(&pick.slot));
                     // Without another server, it failed of what this one said.
                     self.pick(push, &tried).map_err(|_| error)?
                 }
@@ -135,8 +132,8 @@ impl XClient {
         time: Option<CallTime>,
     ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
         async move {
-            let mut pick = self.pick(call, &[])?;
-            let reply = self.try_call(&mut pick, call, time).await;
+            let pick = self.pick(call, &[])?;
+            let reply = self.try_call(&pick, call, time).await;
             self.note_outcome(&pick.slot, &reply);
             reply
         }
@@ -149,14 +146,13 @@ impl XClient {
     )]
     fn try_call(
         &self,
-        pick: &mut Pick,
+        pick: &Pick,
         call: &RawCall<'_>,
         time: Option<CallTime>,
     ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
         async move {
             let attempt = self.shared.servers.begin(pick);
-            let seen = pick.seen.take();
-            let reply = pick.client.try_call(call, time, seen).await;
+            let reply = pick.client.try_call(call, time, pick.seen.as_ref()).await;
             attempt.end(OutcomeKind::of_call(&reply));
             if reply.is_ok() {
                 self.shared.servers.retry_budget().note_success();
@@ -177,7 +173,7 @@ impl XClient {
         let mut pick = self.pick(call, &[])?;
         let mut cut = None;
         for again in 0..self.shared.servers.options().retries as usize {
-            let reply = self.try_call(&mut pick, call, time).await;
+            let reply = self.try_call(&pick, call, time).await;
             // It is tried again here; a call after this one may go elsewhere.
             self.note_outcome(&pick.slot, &reply);
             let error = match reply {
@@ -189,16 +185,18 @@ impl XClient {
                 return Err(error.after_tries(cut));
             }
             time = time.map(CallTime::rest);
-            if pick.client.is_ended() {
-                match self.shared.servers.client_again(&pick.slot) {
-                    Some(again) => pick.client = again,
+            let client = match pick.client.is_ended() {
+                false => None,
+                true => match self.shared.servers.client_again(&pick.slot) {
                     None => return Err(error.after_tries(cut)),
-                }
-            }
+                    client => client,
+                },
+            };
+            pick = pick.again(client);
             note_cut(&mut cut, error);
         }
 
-        let reply = self.try_call(&mut pick, call, time).await;
+        let reply = self.try_call(&pick, call, time).await;
         self.note_outcome(&pick.slot, &reply);
         reply.map_err(|error| error.after_tries(cut))
     }
@@ -214,10 +212,10 @@ impl XClient {
     ) -> impl Future<Output = Result<RawReply, CallError>> + Send {
         async move {
             let retries = self.shared.servers.options().retries;
-            let mut pick = self.pick(call, &[])?;
+            let pick = self.pick(call, &[])?;
             // What is named here is not kept for the wait.
             let again = {
-                let reply = self.try_call(&mut pick, call, time).await;
+                let reply = self.try_call(&pick, call, time).await;
                 self.note_outcome(&pick.slot, &reply);
                 let error = match reply {
                     Err(error) if 0 < retries && self.may_go_elsewhere(&error) => error,
@@ -234,7 +232,7 @@ impl XClient {
         &self,
         call: &RawCall<'_>,
         mut time: Option<CallTime>,
-        mut pick: Pick,
+        mut pick: Arc<Pick>,
         mut error: CallError,
     ) -> Result<RawReply, CallError> {
         let retries = self.shared.servers.options().retries as usize;
@@ -244,13 +242,13 @@ impl XClient {
                 break;
             }
             time = time.map(CallTime::rest);
-            tried.push(pick.slot);
+            tried.push(Arc::clone(&pick.slot));
             // The list is empty by now, or the client closed: that is not what this call failed of.
             let Ok(next) = self.pick(call, &tried) else { break };
             note_cut(&mut cut, error);
             pick = next;
 
-            let reply = self.try_call(&mut pick, call, time).await;
+            let reply = self.try_call(&pick, call, time).await;
             self.note_outcome(&pick.slot, &reply);
             let is_last = again + 1 == retries;
             error = match reply {
@@ -267,11 +265,11 @@ impl XClient {
     }
 
     async fn failbackup(&self, call: &RawCall<'_>, time: Option<CallTime>) -> Result<RawReply, CallError> {
-        let mut pick = self.pick(call, &[])?;
-        let slot = Arc::clone(&pick.slot);
+        let pick = self.pick(call, &[])?;
+        let slot = &pick.slot;
         let first = async {
-            let reply = self.try_call(&mut pick, call, time).await;
-            self.note_outcome(&slot, &reply);
+            let reply = self.try_call(&pick, call, time).await;
+            self.note_outcome(slot, &reply);
             reply
         };
         tokio::pin!(first);
@@ -289,14 +287,14 @@ impl XClient {
             Some(reply) => return reply,
         };
 
-        let Some(mut backup) = self.pick_other(call, &slot) else {
+        let Some(backup) = self.pick_other(call, slot) else {
             return match failed {
                 Some(error) => Err(error),
                 None => first.await,
             };
         };
 
-        let second = self.try_call(&mut backup, call, time.map(CallTime::rest));
+        let second = self.try_call(&backup, call, time.map(CallTime::rest));
         if let Some(failed) = failed {
             return second.await.map_err(|error| error.after_tries(cut_of(failed)));
         }
@@ -316,13 +314,13 @@ impl XClient {
 
     /// Chooses for the next try of a call: servers that are known to be down only if no others are left,
     /// in the modes in which any server will do.
-    fn pick(&self, call: &RawCall<'_>, tried: &[Arc<Slot>]) -> Result<Pick, NoPick> {
+    fn pick(&self, call: &RawCall<'_>, tried: &[Arc<Slot>]) -> Result<Arc<Pick>, NoPick> {
         let up = matches!(self.fail_mode, FailMode::Failover | FailMode::Failbackup);
         self.shared.servers.pick(call, Preference { not_tried: tried, up, sticky: true })
     }
 
     /// Chooses a server beside `first`, if there is one.
-    fn pick_other(&self, call: &RawCall<'_>, first: &Arc<Slot>) -> Option<Pick> {
+    fn pick_other(&self, call: &RawCall<'_>, first: &Arc<Slot>) -> Option<Arc<Pick>> {
         let tried = std::slice::from_ref(first);
         if !self.shared.servers.has_others(tried) {
             return None;
@@ -446,7 +444,7 @@ mod tests {
             payload: bytes::Bytes::new(),
             options: CallOptions::new(),
         };
-        let slot = xclient.pick(&call, &[]).map(|pick| pick.slot);
+        let slot = xclient.pick(&call, &[]).map(|pick| Arc::clone(&pick.slot));
         (xclient, slot.unwrap_or_else(|_| panic!("it has servers")))
     }
 

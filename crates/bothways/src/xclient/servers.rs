@@ -86,11 +86,13 @@ struct List {
     receivers: Option<Receivers>,
 }
 
-/// The list at one moment.
-#[derive(Clone)]
+/// The list at one moment, for the threads of one place.
 struct Snapshot {
     changes: watch::Receiver<Arc<[ServerEntry]>>,
     listed: Arc<Listed>,
+    /// Of each server of the list the choice of it, for as long as its connection is open. So calls of different threads
+    /// to one server share no line of memory but those of its connection.
+    found: Box<[Mutex<Option<Arc<Pick>>>]>,
 }
 
 /// A list as the discovery gave it, without those that no call may go to.
@@ -128,23 +130,42 @@ enum Held {
     Retired,
 }
 
-/// The server of one try.
+/// The server of a try. The client of one that leaves the list lives for as long as tries have this.
 pub(super) struct Pick {
     pub(super) slot: Arc<Slot>,
     pub(super) client: Client,
-    /// Its connection, if it is up: for the first try.
+    /// Its connection, if it was up: for the first try.
     pub(super) seen: Option<Connection>,
     /// The server as the selector knows it, if it learns.
     entry: Option<ServerEntry>,
 }
 
-/// A server as it is at one moment: each look takes locks that all its callers share.
-#[derive(Default)]
-struct Seen {
-    /// The client, if it may be called as it is.
-    client: Option<Client>,
-    connection: Option<Connection>,
-    is_down: bool,
+impl Pick {
+    /// For another try at the same server, by this client of it, or by the same.
+    pub(super) fn again(&self, client: Option<Client>) -> Arc<Self> {
+        let (slot, entry) = (Arc::clone(&self.slot), self.entry.clone());
+        let client = client.unwrap_or_else(|| self.client.clone());
+        Arc::new(Self { slot, client, seen: None, entry })
+    }
+}
+
+/// A server as it is at one moment.
+enum Seen {
+    /// It is up, and may be called as it is.
+    Up(Arc<Pick>),
+    /// Each look at it takes locks that all its callers share.
+    Otherwise {
+        /// The client, if it may be called as it is.
+        client: Option<Client>,
+        connection: Option<Connection>,
+        is_down: bool,
+    },
+}
+
+impl Seen {
+    fn is_down(&self) -> bool {
+        matches!(self, Self::Otherwise { is_down: true, .. })
+    }
 }
 
 /// Why no server was chosen.
@@ -255,7 +276,7 @@ impl Servers {
     }
 
     /// Chooses the server of a try.
-    pub(super) fn pick(&self, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Pick, NoPick> {
+    pub(super) fn pick(&self, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<Arc<Pick>, NoPick> {
         loop {
             let snapshot = self.snapshot().ok_or(NoPick::Closed)?;
             let listed = &*snapshot.listed;
@@ -264,11 +285,16 @@ impl Servers {
             }
 
             let prefer = Preference { not_tried: listed.still_excluded(prefer.not_tried), ..prefer };
-            let (slot, seen) = self.stay_or_choose(listed, call, prefer)?;
-            match seen.client.map_or_else(|| self.client_of(slot), Ok) {
+            let (server, seen) = self.stay_or_choose(&snapshot, call, prefer)?;
+            let slot = &listed.slots[server];
+            let (client, seen) = match seen {
+                Seen::Up(pick) => return Ok(pick),
+                Seen::Otherwise { client, connection, .. } => (client, connection),
+            };
+            match client.map_or_else(|| self.client_of(slot), Ok) {
                 Ok(client) => {
-                    let entry = if self.learns { listed.entry_of(slot) } else { None };
-                    return Ok(Pick { slot: Arc::clone(slot), client, seen: seen.connection, entry });
+                    let entry = self.entry_of(listed, server);
+                    return Ok(Arc::new(Pick { slot: Arc::clone(slot), client, seen, entry }));
                 }
                 // It left the list meanwhile: the newer one has others, or the client is closed.
                 Err(_) if slot.is_retired() => self.unstick(slot),
@@ -277,33 +303,71 @@ impl Servers {
         }
     }
 
-    fn stay_or_choose<'a>(
+    /// A server as the selector knows it, if it learns.
+    fn entry_of(&self, listed: &Listed, server: usize) -> Option<ServerEntry> {
+        self.learns.then(|| listed.entries[server].clone())
+    }
+
+    /// Looks at a server. One that is up was found so before, in most cases.
+    #[inline]
+    fn see(&self, snapshot: &Snapshot, server: usize) -> Seen {
+        let found = snapshot.found[server].lock().clone();
+        match found {
+            Some(pick) if pick.seen.as_ref().is_some_and(Connection::is_open) => Seen::Up(pick),
+            found => self.see_anew(snapshot, server, found),
+        }
+    }
+
+    #[cold]
+    fn see_anew(&self, snapshot: &Snapshot, server: usize, found: Option<Arc<Pick>>) -> Seen {
+        let slot = &snapshot.listed.slots[server];
+        let (seen, up) = match slot.look() {
+            Some((client, Look { is_up: true, connection: seen @ Some(_), .. })) => {
+                let entry = self.entry_of(&snapshot.listed, server);
+                let pick = Arc::new(Pick { slot: Arc::clone(slot), client, seen, entry });
+                (Seen::Up(Arc::clone(&pick)), Some(pick))
+            }
+            Some((client, Look { connection, is_down, may_be_called, .. })) => {
+                let client = may_be_called.then_some(client);
+                (Seen::Otherwise { client, connection, is_down }, None)
+            }
+            None => (Seen::Otherwise { client: None, connection: None, is_down: false }, None),
+        };
+        let before = std::mem::replace(&mut *snapshot.found[server].lock(), up);
+        // Perhaps the last that has its client, which ends something: not under the lock.
+        drop((found, before));
+        seen
+    }
+
+    /// The place of the server in the list, and how it was seen.
+    fn stay_or_choose(
         &self,
-        listed: &'a Listed,
+        snapshot: &Snapshot,
         call: &RawCall<'_>,
         prefer: Preference<'_>,
-    ) -> Result<(&'a Arc<Slot>, Seen), NoPick> {
+    ) -> Result<(usize, Seen), NoPick> {
         if !self.options.sticky || !prefer.sticky {
-            return self.choose(listed, call, prefer);
+            return self.choose(snapshot, call, prefer);
         }
 
+        let listed = &*snapshot.listed;
         let stays = |sticky: &Option<Arc<Slot>>| {
-            let slot =
-                listed.slots.iter().find(|slot| sticky.as_ref().is_some_and(|sticky| Arc::ptr_eq(sticky, slot)))?;
-            let seen = slot.look();
-            listed.suits(slot, &seen, prefer).then_some((slot, seen))
+            let is_it = |slot| sticky.as_ref().is_some_and(|sticky| Arc::ptr_eq(sticky, slot));
+            let server = listed.slots.iter().position(is_it)?;
+            let seen = self.see(snapshot, server);
+            listed.suits(&listed.slots[server], &seen, prefer).then_some((server, seen))
         };
         if let Some(stays) = stays(&self.sticky.lock()) {
             return Ok(stays);
         }
 
         // The selector may be an application's code: it is asked without the lock.
-        let chosen = self.choose(listed, call, prefer)?;
+        let chosen = self.choose(snapshot, call, prefer)?;
         let mut sticky = self.sticky.lock();
         // Another call may have chosen meanwhile: the first choice counts.
-        let (slot, seen) = stays(&sticky).unwrap_or(chosen);
-        *sticky = Some(Arc::clone(slot));
-        Ok((slot, seen))
+        let (server, seen) = stays(&sticky).unwrap_or(chosen);
+        *sticky = Some(Arc::clone(&listed.slots[server]));
+        Ok((server, seen))
     }
 
     /// The selector learns that a try begins, and then how it ends.
@@ -324,7 +388,7 @@ impl Servers {
 
     /// The client of a server: that which stands, or a new one.
     fn client_of(&self, slot: &Slot) -> Result<Client, ConnectError> {
-        if let Some(client) = slot.look().client {
+        if let Some((client, Look { may_be_called: true, .. })) = slot.look() {
             return Ok(client);
         }
         // The lock of the list is held: no topic is added or forgotten meanwhile.
@@ -540,7 +604,7 @@ impl Servers {
 
     /// Calls see this list from now on, whose lock is held.
     fn show(&self, list: &List) {
-        self.snapshots.set(list.snapshot());
+        self.snapshots.set(|| list.snapshot());
     }
 
     /// The newest list to choose in; `None` if the client is closed.
@@ -552,12 +616,8 @@ impl Servers {
         snapshot.filter(is_newest).or_else(|| self.list().snapshot().map(Arc::new))
     }
 
-    fn choose<'a>(
-        &self,
-        listed: &'a Listed,
-        call: &RawCall<'_>,
-        prefer: Preference<'_>,
-    ) -> Result<(&'a Arc<Slot>, Seen), NoPick> {
+    fn choose(&self, snapshot: &Snapshot, call: &RawCall<'_>, prefer: Preference<'_>) -> Result<(usize, Seen), NoPick> {
+        let listed = &*snapshot.listed;
         let selection = Selection::new(call.service_path, call.service_method, &call.payload, &listed.entries);
         let tried = |server: usize| is_in(&listed.slots[server], prefer.not_tried);
         let select = |selection: &Selection<'_>| {
@@ -570,36 +630,35 @@ impl Servers {
 
         let chosen =
             if prefer.not_tried.is_empty() { select(&selection)? } else { select(&selection.excluding(&tried))? };
-        let chosen = listed.slot(chosen)?;
-        let seen = chosen.look();
-        if listed.suits(chosen, &seen, prefer) {
+        let chosen = listed.place(chosen)?;
+        let seen = self.see(snapshot, chosen);
+        if listed.suits(&listed.slots[chosen], &seen, prefer) {
             return Ok((chosen, seen));
         }
 
-        let unsuited = |server: usize| tried(server) || listed.slots[server].look().is_down;
-        let better = listed.slot(select(&selection.excluding(&unsuited))?);
+        let unsuited = |server: usize| tried(server) || listed.slots[server].is_down();
+        let better = listed.place(select(&selection.excluding(&unsuited))?);
         // A selector may have nobody else to offer.
-        Ok(better.map_or((chosen, seen), |better| (better, better.look())))
+        Ok(better.map_or((chosen, seen), |better| (better, self.see(snapshot, better))))
     }
 }
 
 impl List {
     fn snapshot(&self) -> Option<Snapshot> {
+        self.receivers.as_ref()?;
         let (changes, listed) = (self.changes.clone(), Arc::clone(&self.listed));
-        self.receivers.is_some().then_some(Snapshot { changes, listed })
+        let found = listed.slots.iter().map(|_| Mutex::default()).collect();
+        Some(Snapshot { changes, listed, found })
     }
 }
 
 impl Listed {
-    fn slot(&self, chosen: Option<usize>) -> Result<&Arc<Slot>, NoPick> {
+    /// That of a server of the list.
+    fn place(&self, chosen: Option<usize>) -> Result<usize, NoPick> {
+        let servers = self.slots.len();
         chosen
-            .and_then(|server| self.slots.get(server))
-            .ok_or_else(|| NoPick::NoServer(format!("the selector chose none of {} servers", self.slots.len())))
-    }
-
-    fn entry_of(&self, slot: &Arc<Slot>) -> Option<ServerEntry> {
-        let place = self.slots.iter().position(|listed| Arc::ptr_eq(listed, slot));
-        place.map(|server| self.entries[server].clone())
+            .filter(|server| *server < servers)
+            .ok_or_else(|| NoPick::NoServer(format!("the selector chose none of {servers} servers")))
     }
 
     /// Those of `tried` to leave out: all; when nobody else is left only the last one, for another round;
@@ -615,7 +674,7 @@ impl Listed {
     /// True unless the server is not preferred, and there is one that is.
     fn suits(&self, slot: &Arc<Slot>, seen: &Seen, prefer: Preference<'_>) -> bool {
         let suits = |slot, is_down| !(is_in(slot, prefer.not_tried) || (prefer.up && is_down));
-        suits(slot, seen.is_down) || !self.slots.iter().any(|slot| suits(slot, prefer.up && slot.look().is_down))
+        suits(slot, seen.is_down()) || !self.slots.iter().any(|slot| suits(slot, prefer.up && slot.is_down()))
     }
 
     fn why_empty(&self, options: &XClientOptions) -> String {
@@ -665,14 +724,17 @@ impl Slot {
         Ok(client)
     }
 
-    fn look(&self) -> Seen {
+    /// The client as it is now, if there is one, and what is seen of it.
+    fn look(&self) -> Option<(Client, Look)> {
         match &*self.client.lock() {
-            Held::Client(client) => {
-                let Look { connection, is_down, may_be_called } = client.look();
-                Seen { client: may_be_called.then(|| client.clone()), connection, is_down }
-            }
-            Held::Nothing | Held::Retired => Seen::default(),
+            Held::Client(client) => Some((client.clone(), client.look())),
+            Held::Nothing | Held::Retired => None,
         }
+    }
+
+    /// True if others are to be preferred.
+    fn is_down(&self) -> bool {
+        self.look().is_some_and(|(_, look)| look.is_down)
     }
 
     /// The client that the server had when it left the list is this one's, if it lives. A slot that has one, or no list

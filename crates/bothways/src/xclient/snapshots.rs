@@ -42,17 +42,17 @@ impl<T> Default for Snapshots<T> {
     }
 }
 
-impl<T: Clone> Snapshots<T> {
+impl<T> Snapshots<T> {
     /// The value, if there is one.
     #[inline]
     pub(super) fn get(&self) -> Option<Arc<T>> {
         self.0[place()].0.lock().clone()
     }
 
-    /// Another value from now on, or none. The one before may be in use for a while.
-    pub(super) fn set(&self, value: Option<T>) {
+    /// Another value from now on, which is made for each place, or none. The one before may be in use for a while.
+    pub(super) fn set(&self, make: impl Fn() -> Option<T>) {
         for Place(place) in &self.0 {
-            let before = std::mem::replace(&mut *place.lock(), value.clone().map(Arc::new));
+            let before = std::mem::replace(&mut *place.lock(), make().map(Arc::new));
             drop(before);
         }
     }
@@ -67,7 +67,7 @@ mod tests {
     fn every_thread_sees_what_was_set_last() {
         let snapshots = Snapshots::default();
         for value in [Some(1), Some(2), None, Some(3)] {
-            snapshots.set(value);
+            snapshots.set(|| value);
             std::thread::scope(|scope| {
                 for _ in 0..2 * PLACES {
                     scope.spawn(|| assert_eq!(snapshots.get().as_deref(), value.as_ref()));
