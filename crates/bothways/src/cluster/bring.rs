@@ -13,7 +13,7 @@ use super::{
     ask,
     claim::{Claim, End, Given, Owned, Read, Step, Written as Outcome},
     engine::{BuryError, Log, NodeId, Revision},
-    moves::{Asked, OwnedHere, Refused, Said, WriteError},
+    moves::{Asked, OwnedHere, Refused, Said, WriteError, cuts_of, numbers},
     node::Node,
     record::{Parked, Written},
     snapshot::{self, IMAGE_BYTES_MAX},
@@ -281,14 +281,13 @@ impl Node {
     fn install(self: &Arc<Self>, named: NodeId, id: SessionId, owned: OwnedHere, image: &SessionImage) {
         let Some(sessions) = self.registry() else { return };
         // Its next life, if this one is over, claims it anew.
-        let (me, is_stale) = (self.me().unwrap_or(named), self.me() != Some(named));
+        let (me, is_stale, term) = (self.me().unwrap_or(named), self.me() != Some(named), owned.term);
         let from = Some(NodeId(image.from)).filter(|from| self.others().contains(from));
         let (taken, cuts) = {
             // What is pushed is before the cuts, or finds the session.
             let _alone = sessions.gate.write();
-            let cuts = self.cuts(me);
-            let taken = image.taken.iter().map(|(node, number)| (NodeId(*node), *number)).collect();
-            self.moves.own(id, owned, is_stale, cuts.clone(), taken);
+            let at = (me, self.last_push());
+            let cuts = self.moves.own(id, owned, is_stale, at, cuts_of(image.taken.clone()));
             let follows = |number| self.follows(from.unwrap_or(NodeId(0)), number);
             (sessions.take_in(image.clone(), from.is_some(), &follows), cuts)
         };
@@ -299,10 +298,10 @@ impl Node {
         let Some(from) = from else { return };
         self.owe_all(from, &taken.receipts);
         let node = Arc::clone(self);
-        let cuts = cuts.into_iter().map(|(node, cut)| (node.0, cut)).collect();
+        let cuts = numbers(&cuts);
         tokio::spawn(async move {
             // A word that is lost is no harm: its former node finds out by itself.
-            node.ask_move(from, &Asked::Took { id, by: me.0, cuts }).await;
+            node.ask_move(from, &Asked::Took { id, by: me.0, term, cuts }).await;
         });
     }
 

@@ -30,6 +30,7 @@ mod bring;
 mod calling;
 mod calls;
 mod claim;
+mod cuts;
 mod doorbell;
 pub mod engine;
 mod link;

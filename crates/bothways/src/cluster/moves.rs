@@ -12,10 +12,8 @@
 //!   takes a session in says up to which number it has seen those of each node before: its *cuts*. What comes to it later
 //!   it gives to the session itself. What it has seen already is the former owner's to give: that has it in the image, or
 //!   sends it after the session, and leaves everything behind the cuts alone. So a push comes neither twice nor not at all,
-//!   however late it is at one of them, and whatever the clocks say.
-//! - What was in the image may come to the new owner late: the image says up to which number its pushes of each node go,
-//!   and the new owner leaves those out.
-//! - A *note* says where a session went, and has the cuts. It is kept for 30 s: no push is under way for longer.
+//!   however late it is at one of them, and whatever the clocks say: `cuts.rs` has it whole.
+//! - Where a session went, and its cuts, are known for 30 s: no push is under way for longer.
 //!
 //! The lock here is taken before that of the node, and may be taken under that of a session. Nothing of the registry is called
 //! under it.
@@ -41,6 +39,7 @@ use tokio::{
 
 use super::{
     claim::{Admission, Given, Keep, Keeping, Owned, Record, Wrote},
+    cuts::{Cuts, Passed, Passing},
     engine::{ClaimError, NodeId, Revision},
     mail::{Answer, Standing},
     node::Node,
@@ -57,7 +56,7 @@ use crate::{
 
 /// For how long it is known where a session went.
 const LATELY: Duration = Duration::from_secs(30);
-/// A push that waited for longer on its way here is refused while there are notes: one may be forgotten already.
+/// A push that waited for longer on its way here is refused while sessions have moved lately: one may be forgotten already.
 pub(super) const WAITED_MAX: Duration = Duration::from_secs(20);
 /// How long a session stays frozen before its owner asks the register whether it has moved.
 const FROZEN_MAX: Duration = Duration::from_secs(1);
@@ -79,16 +78,13 @@ pub(super) struct Moves {
     due: Notify,
     /// Sessions that left lately: while there are none, pushes ask nothing here.
     left: AtomicUsize,
-    /// Those that came lately.
-    come: AtomicUsize,
-    /// The greatest number of a push of each node that came here.
-    seen: Mutex<Cuts>,
+    /// Those, and the ones that came lately.
+    moved: AtomicUsize,
     /// Sessions that have gone on elsewhere.
     departed: AtomicUsize,
     pub(super) places: Semaphore,
 }
 
-#[derive(Default)]
 struct State {
     owned: HashMap<SessionId, Owning>,
     due: HashSet<SessionId>,
@@ -96,9 +92,8 @@ struct State {
     later: BTreeSet<(Instant, SessionId)>,
     /// Sessions that are being brought here.
     claiming: HashSet<SessionId>,
-    notes: HashMap<SessionId, Note>,
-    /// Sessions that came lately.
-    came: HashMap<SessionId, Came>,
+    /// Those that left or came lately, and what is known of a session that has left.
+    passing: Passing<Instant, Known>,
     relays: HashMap<PushNumber, Following>,
     next: PushNumber,
     /// When the lease was surely renewed last, and since when that never failed.
@@ -127,35 +122,11 @@ pub(super) struct Parcel {
     numbers: Vec<PushNumber>,
 }
 
-/// Where a session went.
-struct Note {
-    known: Known,
-    to: NodeId,
-    /// `None`: nobody knows.
-    cuts: Option<Cuts>,
-    until: Instant,
-}
-
-/// A session that came lately.
-struct Came {
-    /// For its former node.
-    cuts: Cuts,
-    /// Up to there it has the pushes of each node.
-    taken: Cuts,
-    until: Instant,
-}
-
-/// Up to which number the pushes of each node had come when a session came.
-pub(super) type Cuts = HashMap<NodeId, PushNumber>;
-
-/// True if a push of this number had come before.
-fn is_before(cuts: &Cuts, origin: NodeId, number: PushNumber) -> bool {
-    cuts.get(&origin).is_some_and(|cut| number <= *cut)
-}
-
 /// A push of a session that was given to this node.
 struct Following {
     node: NodeId,
+    /// It is known that the session went there. Until then, the node that speaks of it has it.
+    is_settled: bool,
     changes: u64,
     said: Option<Counts>,
     relay: Option<Relay>,
@@ -183,15 +154,17 @@ pub(super) enum Asked {
         id: SessionId,
         hash: [u8; 32],
     },
-    /// It is there now, and these are its cuts.
+    /// It is there now, by a record of this term, and these are its cuts.
     Took {
         id: SessionId,
         by: u64,
+        term: u64,
         cuts: Vec<(u64, PushNumber)>,
     },
-    /// Is it there now?
+    /// Did it come there by a record of this term?
     Came {
         id: SessionId,
+        term: u64,
     },
 }
 
@@ -225,13 +198,22 @@ impl Said {
 
 impl Moves {
     pub(super) fn new() -> Self {
-        let state = State { next: RELAY, ..State::default() };
+        let state = State {
+            owned: HashMap::new(),
+            due: HashSet::new(),
+            later: BTreeSet::new(),
+            claiming: HashSet::new(),
+            passing: Passing::new(),
+            relays: HashMap::new(),
+            next: RELAY,
+            renewed: None,
+            sound_since: None,
+        };
         Self {
             state: Mutex::new(state),
             due: Notify::new(),
             left: AtomicUsize::new(0),
-            come: AtomicUsize::new(0),
-            seen: Mutex::default(),
+            moved: AtomicUsize::new(0),
             departed: AtomicUsize::new(0),
             places: Semaphore::new(SIDE_BY_SIDE),
         }
@@ -288,25 +270,34 @@ impl Moves {
     }
 
     /// A session is here from here on, by this record. `is_stale`: it names a life of this node that is over.
-    pub(super) fn own(&self, id: SessionId, owned: OwnedHere, is_stale: bool, cuts: Cuts, taken: Cuts) {
+    /// `at`: this node, and the number of its last push; `taken`: what the session has been given. Returns its cuts.
+    pub(super) fn own(
+        &self,
+        id: SessionId,
+        owned: OwnedHere,
+        is_stale: bool,
+        at: (NodeId, PushNumber),
+        taken: Cuts,
+    ) -> Cuts {
         let mut state = self.state.lock();
+        let cuts = state.passing.arrives(id, owned.term, at, taken, Instant::now() + LATELY);
         state.owned.insert(id, Owning { owned, is_stale, asked: None, is_watched: false });
         if is_stale {
             state.due.insert(id);
         } else {
             state.later.insert((Instant::now() + RENEW_AFTER, id));
         }
-        state.notes.remove(&id);
-        state.came.insert(id, Came { cuts, taken, until: Instant::now() + LATELY });
         self.count_left(&state);
         self.due.notify_one();
+        cuts
     }
 
     /// What was begun for a session that could not be taken in.
     pub(super) fn disown(&self, id: SessionId) {
         let mut state = self.state.lock();
         state.owned.remove(&id);
-        state.came.remove(&id);
+        state.passing.forget(id);
+        self.count_left(&state);
     }
 
     /// Its record is written.
@@ -343,8 +334,9 @@ impl Moves {
     }
 
     fn count_left(&self, state: &State) {
-        self.left.store(state.notes.len(), Ordering::Release);
-        self.come.store(state.came.len(), Ordering::Release);
+        let (left, all) = state.passing.counts();
+        self.left.store(left, Ordering::Release);
+        self.moved.store(all, Ordering::Release);
     }
 
     /// True if sessions left lately.
@@ -354,71 +346,50 @@ impl Moves {
 
     /// True if sessions left or came lately.
     pub(super) fn have_moved(&self) -> bool {
-        self.have_left() || self.come.load(Ordering::Acquire) != 0
+        self.moved.load(Ordering::Acquire) != 0
     }
 
     /// The sessions that came lately and have the push of this number of that node already.
     pub(super) fn taken_of(&self, origin: NodeId, number: PushNumber) -> Vec<SessionId> {
-        if self.come.load(Ordering::Acquire) == 0 {
+        if !self.have_moved() {
             return Vec::new();
         }
-        let state = self.state.lock();
-        let taken = state.came.iter().filter(|(_, came)| is_before(&came.taken, origin, number));
-        taken.map(|(id, _)| *id).collect()
+        self.state.lock().passing.have_it(origin, number).collect()
     }
 
     /// Up to which numbers a session of this node has the pushes of each.
     fn taken(&self, id: SessionId, me: NodeId, last: PushNumber) -> Vec<(u64, PushNumber)> {
-        let mut taken = self.cuts(me, last);
-        if let Some(came) = self.state.lock().came.get(&id) {
-            for (node, number) in &came.taken {
-                let cut = taken.entry(*node).or_default();
-                *cut = (*number).max(*cut);
-            }
-        }
-        taken.into_iter().map(|(node, number)| (node.0, number)).collect()
+        numbers(&self.state.lock().passing.taken(id, me, last))
     }
 
     /// A push of another node has come.
     pub(super) fn saw(&self, origin: NodeId, number: PushNumber) {
-        let mut seen = self.seen.lock();
-        let seen = seen.entry(origin).or_default();
-        *seen = number.max(*seen);
-    }
-
-    /// What a session is told that comes now.
-    fn cuts(&self, me: NodeId, last: PushNumber) -> Cuts {
-        let mut cuts = self.seen.lock().clone();
-        cuts.insert(me, last);
-        cuts
+        self.state.lock().passing.saw(origin, number);
     }
 
     /// What is over is forgotten. Answers whether there is more.
     fn forget_old(&self) -> bool {
-        let now = Instant::now();
         let mut state = self.state.lock();
-        state.notes.retain(|_, note| now < note.until);
-        state.came.retain(|_, came| now < came.until);
+        state.passing.forget_old(Instant::now());
         self.count_left(&state);
-        !state.notes.is_empty() || !state.came.is_empty()
+        self.have_moved()
     }
 
-    /// Sessions that left lately, which this push means, and which have to get it from here.
-    fn behind(&self, to: &Destination, origin: NodeId, number: PushNumber) -> Vec<(SessionId, NodeId)> {
+    /// Sessions that left lately, which this push means, and what becomes of it: [`Passing::behind`].
+    fn behind(&self, to: &Destination, origin: NodeId, number: PushNumber) -> Vec<(SessionId, Option<NodeId>, Passed)> {
         let state = self.state.lock();
-        let is_due = |id: &SessionId, note: &Note| {
-            note.cuts.as_ref().is_some_and(|cuts| is_before(cuts, origin, number)) && to.admits_known(*id, &note.known)
-        };
-        state.notes.iter().filter(|(id, note)| is_due(id, note)).map(|(id, note)| (*id, note.to)).collect()
+        let means = |id, left: &Option<(NodeId, &Known)>| left.is_none_or(|(_, known)| to.admits_known(id, known));
+        let behind = state.passing.behind(origin, number).filter(|(id, left, _)| means(*id, left));
+        behind.map(|(id, left, passed)| (id, left.map(|(node, _)| node), passed)).collect()
     }
 
     /// A node says how a push stands whose session went there.
     pub(super) fn told(&self, number: PushNumber, node: NodeId, standing: &Standing) {
         let relay = {
             let mut state = self.state.lock();
-            let Some(following) = state.relays.get_mut(&number).filter(|following| following.node == node) else {
-                return;
-            };
+            let speaks = |following: &&mut Following| following.node == node || !following.is_settled;
+            let Some(following) = state.relays.get_mut(&number).filter(speaks) else { return };
+            following.node = node;
             if following.said.is_some() && standing.changes <= following.changes {
                 return;
             }
@@ -451,11 +422,8 @@ impl Moves {
 
     /// Nobody tells any more what becomes of pushes there; `None`: of any.
     pub(super) fn lost(&self, node: Option<NodeId>) {
-        match node {
-            Some(node) => _ = self.seen.lock().remove(&node),
-            None => self.seen.lock().clear(),
-        }
         let mut state = self.state.lock();
+        state.passing.lost(node);
         let lost: Vec<Following> = {
             let all = std::mem::take(&mut state.relays);
             let (lost, kept) = all.into_iter().partition(|(_, at)| node.is_none_or(|node| at.node == node));
@@ -489,11 +457,11 @@ impl Node {
                 let known = self.registry().and_then(|sessions| sessions.known(id));
                 Said::Has(known.is_some_and(|known| known.hash == hash))
             }
-            Asked::Took { id, by, cuts } => {
-                self.depart(id, NodeId(by), Some(cuts.into_iter().map(|(node, cut)| (NodeId(node), cut)).collect()));
+            Asked::Took { id, by, term, cuts } => {
+                self.depart(id, NodeId(by), Some(term), Some(cuts_of(cuts)));
                 Said::Heard
             }
-            Asked::Came { id } => Said::Came(self.moves.came(id)),
+            Asked::Came { id, term } => Said::Came(self.moves.state.lock().passing.came(id, term).map(numbers)),
         };
         said.encode(SerializeType::MSGPACK).ok()
     }
@@ -507,8 +475,8 @@ impl Node {
         let certain = self.is_certain();
         let (term, revision, attempt) = {
             let mut state = self.moves.state.lock();
-            if let Some(note) = state.notes.get(&id) {
-                return Said::Moved(note.to.0);
+            if let Some(to) = state.passing.went(id) {
+                return Said::Moved(to.0);
             }
             let Some(owning) = state.owned.get_mut(&id) else {
                 let is_coming = state.claiming.contains(&id);
@@ -523,7 +491,10 @@ impl Node {
             let attempt = attempt.unwrap_or_else(|| owning.owned.last_try().saturating_add(1));
             owning.asked = Some((by, Instant::now()));
             match owning.owned.give(attempt, certain) {
-                Given::Image { term, revision, image: Some(parcel) } => return image(term, revision, &parcel),
+                Given::Image { term, revision, image: Some(parcel) } => {
+                    state.follow(&parcel.numbers, by);
+                    return image(term, revision, &parcel);
+                }
                 // Another thread takes the image this moment.
                 Given::Image { .. } if is_frozen => return Said::Silent,
                 Given::Image { term, revision, image: None } => (term, revision, attempt),
@@ -576,24 +547,27 @@ impl Node {
         part.map_or(Said::NotMine, Said::Part)
     }
 
-    /// A session that was given has gone on there. `None`: it is not known what that node had seen before.
-    pub(super) fn depart(self: &Arc<Self>, id: SessionId, to: NodeId, cuts: Option<Cuts>) {
+    /// A session that was given has gone on there, by a record of this term. No cuts: it is not known what that node had
+    /// seen before.
+    fn depart(self: &Arc<Self>, id: SessionId, to: NodeId, term: Option<u64>, cuts: Option<Cuts>) {
         let Some(sessions) = self.registry() else { return };
         let known = sessions.known(id);
+        let me = self.me().unwrap_or(NodeId(0));
         let (numbers, departed) = {
             // What is pushed finds the session, or the note.
             let _alone = sessions.gate.write();
+            let last = self.last_push();
             let numbers = {
                 let mut state = self.moves.state.lock();
-                if state.owned.get(&id).is_none_or(|owning| owning.owned.is_live()) {
+                let is_of = |given| term.is_none_or(|term| state.passing.is_next(given, term));
+                let is_gone = |owning: &Owning| !owning.owned.is_live() && is_of(owning.owned.term);
+                if !state.owned.get(&id).is_some_and(is_gone) {
                     return;
                 }
                 let owning = state.owned.remove(&id);
                 if let Some(known) = known {
-                    let until = Instant::now() + LATELY;
-                    state.notes.insert(id, Note { known, to, cuts: cuts.clone(), until });
+                    state.passing.departs(id, to, cuts.as_ref(), (me, last), known, Instant::now() + LATELY);
                 }
-                state.came.remove(&id);
                 self.moves.count_left(&state);
                 owning.and_then(|owning| owning.owned.image).map(|parcel| parcel.numbers.clone()).unwrap_or_default()
             };
@@ -606,15 +580,18 @@ impl Node {
             self.relay(number, to, relay);
         }
         for (entry, relay, address) in departed.late {
-            let is_ours = address.map(|(origin, number)| Some(is_before(cuts.as_ref()?, origin, number)));
-            match is_ours {
+            let passed = match address {
                 // What one session alone was pushed went nowhere else.
-                None | Some(Some(true)) => self.send_after(id, to, entry, relay),
-                Some(Some(false)) => {
+                None => Passed::After,
+                Some((origin, number)) => self.moves.state.lock().passing.of_held(id, cuts.as_ref(), origin, number),
+            };
+            match passed {
+                Passed::After => self.send_after(id, to, entry, relay),
+                Passed::There => {
                     self.moves.forget(entry.number);
                     relay.withdraw();
                 }
-                Some(None) => self.moves.forget(entry.number),
+                Passed::Unknown => self.moves.forget(entry.number),
             }
         }
     }
@@ -628,7 +605,7 @@ impl Node {
             drop(state);
             return drop(relay);
         };
-        following.node = to;
+        (following.node, following.is_settled) = (to, true);
         // It may have been told before.
         match following.said {
             None => following.relay = Some(relay),
@@ -678,7 +655,15 @@ impl Node {
             return;
         }
         let Some(sessions) = self.registry() else { return };
-        for (id, node) in self.moves.behind(to, origin, number) {
+        for (id, left, passed) in self.moves.behind(to, origin, number) {
+            let Some(node) = left.filter(|_| passed == Passed::After) else {
+                let is_meant = left.is_some() || sessions.known(id).is_some_and(|known| to.admits_known(id, &known));
+                if is_meant {
+                    // Its receipt counts a target of which nobody knows.
+                    drop(sessions.late_of(id, push, to.topic(), receipt, 0));
+                }
+                continue;
+            };
             let relay = self.moves.state.lock().number(node);
             match sessions.late_of(id, push, to.topic(), receipt, relay) {
                 Some((entry, relay)) => self.send_after(id, node, entry, relay),
@@ -691,7 +676,7 @@ impl Node {
     pub(super) fn run_late(self: &Arc<Self>, from: NodeId, number: PushNumber, id: SessionId, bytes: Bytes) -> Answer {
         let Ok(entry) = EntryImage::decode(SerializeType::MSGPACK, bytes) else { return Answer::Refused };
         let Some(sessions) = self.registry() else { return Answer::Refused };
-        let gone_on = self.moves.state.lock().notes.get(&id).map(|note| note.to);
+        let gone_on = self.moves.state.lock().passing.went(id);
         let receipt = match gone_on {
             None => sessions.take_late(id, entry, self.follows(from, number)),
             Some(to) => {
@@ -837,17 +822,18 @@ impl Node {
 
     /// A node has claimed a session that was given to it: it has it in a moment.
     pub(super) async fn depart_when_there(self: &Arc<Self>, id: SessionId, to: NodeId) {
+        let Some(given) = self.moves.state.lock().owned.get(&id).map(|owning| owning.owned.term) else { return };
         let (deadline, mut cuts_there) = (Instant::now() + TAKEN_MAX, None);
         while Instant::now() < deadline && self.others().contains(&to) {
-            match self.ask_move(to, &Asked::Came { id }).await {
+            match self.ask_move(to, &Asked::Came { id, term: given + 1 }).await {
                 Some(Said::Came(Some(cuts))) => {
-                    cuts_there = Some(cuts.into_iter().map(|(node, cut)| (NodeId(node), cut)).collect());
+                    cuts_there = Some(cuts_of(cuts));
                     break;
                 }
                 _ => sleep(Duration::from_millis(50)).await,
             }
         }
-        self.depart(id, to, cuts_there);
+        self.depart(id, to, Some(given + 1), cuts_there);
     }
 
     /// Asks a node once. `None`: it does not answer.
@@ -1000,19 +986,32 @@ impl Node {
         image.taken = taken;
         Some(image)
     }
+}
 
-    /// What a session is told that comes now, while nothing is pushed.
-    pub(super) fn cuts(&self, me: NodeId) -> Cuts {
-        self.moves.cuts(me, self.last_push())
-    }
+/// Cuts as they travel.
+pub(super) fn numbers(cuts: &Cuts) -> Vec<(u64, PushNumber)> {
+    cuts.iter().map(|(node, number)| (node.0, *number)).collect()
+}
+
+/// Cuts that have come.
+pub(super) fn cuts_of(numbers: Vec<(u64, PushNumber)>) -> Cuts {
+    numbers.into_iter().map(|(node, number)| (NodeId(node), number)).collect()
 }
 
 impl State {
+    /// The image that these are in goes to another node than the one that asked first, which may be gone.
+    fn follow(&mut self, numbers: &[PushNumber], to: NodeId) {
+        for number in numbers {
+            let new = || Following { node: to, is_settled: false, changes: 0, said: None, relay: None };
+            self.relays.entry(*number).or_insert_with(new).node = to;
+        }
+    }
+
     /// The number of one more relay to this node.
     fn number(&mut self, to: NodeId) -> PushNumber {
         let number = self.next;
         self.next = RELAY | self.next.wrapping_add(1);
-        self.relays.insert(number, Following { node: to, changes: 0, said: None, relay: None });
+        self.relays.insert(number, Following { node: to, is_settled: false, changes: 0, said: None, relay: None });
         number
     }
 }
@@ -1025,12 +1024,6 @@ impl Moves {
 
     fn asked(&self, id: SessionId) -> Option<NodeId> {
         self.state.lock().owned.get(&id)?.asked.map(|(by, _)| by)
-    }
-
-    /// The cuts of a session that came lately.
-    fn came(&self, id: SessionId) -> Option<Vec<(u64, PushNumber)>> {
-        let state = self.state.lock();
-        state.came.get(&id).map(|came| came.cuts.iter().map(|(node, cut)| (node.0, *cut)).collect())
     }
 
     /// Some of the sessions whose records are due now.
