@@ -149,6 +149,7 @@ pub(super) fn questions(quick: bool) -> Vec<Question> {
         ),
         ("pair-64x1-raw", 64, 1, Shape::Raw, vec![ratio(Kind::Tarpc, "calls/s").at_least(1.3)]),
         ("pair-64x1-record", 64, 1, Shape::Record, vec![]),
+        ("pair-64x2-raw", 64, 2, Shape::Raw, vec![]),
         ("client-1x1000", 1, 1_000, Shape::Raw, vec![]),
     ] {
         let what = match shape {

@@ -1,6 +1,7 @@
 //! Calls to the peer: their place in the table, the wait for the reply, and what a dropped future leaves.
 
 use std::{
+    num::NonZero,
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -192,7 +193,7 @@ pub(super) fn with_more(metadata: &Metadata, token: Option<&str>, time: Option<C
 }
 
 /// Turns that callers who were answered together are waited for.
-pub(super) const CALLERS_TURNS: u8 = 16;
+pub(super) const CALLERS_TURNS: NonZero<u8> = NonZero::new(16).expect("not 0");
 
 /// Writes for all who rely on it, also if the task that was to do it is dropped.
 struct FlushOnDrop {
@@ -207,7 +208,7 @@ impl FlushOnDrop {
     /// what was tried.
     async fn wait_for_callers(&self) {
         let mut due = u8::MAX;
-        for _ in 0..CALLERS_TURNS {
+        for _ in 0..CALLERS_TURNS.get() {
             tokio::task::yield_now().await;
             let still_due = self.connection.shared.state.lock().callers_due;
             if !(1..due).contains(&still_due) {

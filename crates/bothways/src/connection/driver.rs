@@ -7,6 +7,7 @@ use std::{
     cell::RefCell,
     future::Future,
     io,
+    num::NonZero,
     pin::{Pin, pin},
     sync::atomic::Ordering,
     task::{Context, Poll},
@@ -87,20 +88,28 @@ impl Turn {
     }
 }
 
-/// How much the task does before others have their turn.
+/// How much the task does before others have their turn: the bytes written since it was woken, and [`YIELDS`].
 #[derive(Default)]
-struct Share {
-    /// Bytes written since the task was woken.
-    written: u32,
-    yields: bool,
-}
+struct Share(u32);
+
+/// Others have their turn next.
+const YIELDS: u32 = 1 << 31;
 
 impl Share {
+    fn written(&self) -> usize {
+        (self.0 & !YIELDS) as usize
+    }
+
+    fn set_written(&mut self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX) & !YIELDS;
+        self.0 = self.0 & YIELDS | bytes;
+    }
+
     /// Has the task go on when others have had their turn: those that are ready, and those that the runtime finds to
     /// be ready when it looks at its sockets and timers. A thread whose tasks wake themselves looks only every 61
     /// turns: at 256 KiB each, everybody else waits for 3 ms.
     fn yield_now(&mut self, cx: &mut Context<'_>) {
-        self.yields = true;
+        self.0 |= YIELDS;
         // The runtime keeps the waker when this future is first polled: it need not live on.
         let _ = pin!(tokio::task::yield_now()).poll(cx);
     }
@@ -108,8 +117,7 @@ impl Share {
     /// A new share, unless others are to have their turn first. In a runtime of many threads, what gave way is woken
     /// last and runs first of all that is woken after a look: from here it goes behind them.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.written = 0;
-        if std::mem::take(&mut self.yields) {
+        if std::mem::take(&mut self.0) & YIELDS != 0 {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -117,9 +125,15 @@ impl Share {
     }
 }
 
-/// Bytes that were read before their time.
+/// What few drivers have: none is larger than a task should be.
 #[derive(Default)]
-struct Ahead(Vec<u8>);
+struct Rare {
+    /// The peer has sent more than its rate allows, and is read from again after this.
+    pause: Option<Pin<Box<Sleep>>>,
+    /// Bytes that were read and not yet looked at: after the first read of a client, or after a request whose token is
+    /// checked. At most [`READ_BYTES`].
+    ahead: Vec<u8>,
+}
 
 /// Callers of one thread who were answered by one read, and are to have their turn before the driver goes on: what they
 /// send in it leaves in one write.
@@ -128,7 +142,7 @@ struct Callers {
     /// Who had had no turn when this was looked at last.
     due: u8,
     /// Turns that they are waited for at most.
-    turns: u8,
+    turns: NonZero<u8>,
 }
 
 /// What the task of a connection is.
@@ -136,17 +150,13 @@ pub(super) struct Driver {
     connection: Connection,
     deframer: Deframer<Recycled>,
     share: Share,
-    /// The peer has sent more than its rate allows, and is read from again after this.
-    pause: Option<Pin<Box<Sleep>>>,
     /// Messages that came, to tell one frame that has begun from the next.
     messages: u32,
     /// Bytes of a frame that is not all there, as they are counted for all connections.
     partial: u32,
     /// The watch knows of such a frame.
     is_noted: bool,
-    /// Bytes that were read and not yet looked at: after the first read of a client, or after a request whose token is
-    /// checked. At most [`READ_BYTES`].
-    ahead: Option<Box<Ahead>>,
+    rare: Option<Box<Rare>>,
     callers: Option<Callers>,
     shut_down: bool,
     /// It has not been polled yet.
@@ -164,11 +174,10 @@ impl Driver {
             connection,
             deframer: Deframer::default(),
             share: Share::default(),
-            pause: None,
             messages: 0,
             partial: 0,
             is_noted: false,
-            ahead: None,
+            rare: None,
             callers: None,
             shut_down: false,
             is_new: true,
@@ -243,9 +252,11 @@ impl Driver {
         let Some(callers) = &mut self.callers else { return Poll::Ready(()) };
         let mut state = self.connection.shared.state.lock();
         let still_due = state.callers_due;
-        callers.turns -= 1;
-        if callers.turns != 0 && (1..callers.due).contains(&still_due) {
-            callers.due = still_due;
+        let turns = NonZero::new(callers.turns.get() - 1);
+        if let Some(turns) = turns
+            && (1..callers.due).contains(&still_due)
+        {
+            (callers.turns, callers.due) = (turns, still_due);
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -396,17 +407,28 @@ impl Driver {
 
     /// Ready when the peer may be read from.
     fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(pause) = &mut self.pause {
+        let Some(rare) = &mut self.rare else { return Poll::Ready(()) };
+        if let Some(pause) = &mut rare.pause {
             std::task::ready!(pause.as_mut().poll(cx));
-            self.pause = None;
+            rare.pause = None;
         }
+        self.drop_unused();
         Poll::Ready(())
+    }
+
+    /// A driver that has nothing to wait for, and nothing that was read ahead, may rest.
+    fn drop_unused(&mut self) {
+        self.rare.take_if(|rare| rare.pause.is_none() && rare.ahead.is_empty());
+    }
+
+    fn has_read_ahead(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| !rare.ahead.is_empty())
     }
 
     /// While what was read waits for the token that opens it: has the client ended its side behind that? One that has sent
     /// more than [`READ_BYTES`] by then is not known to be gone before the check is over.
     fn poll_end(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<CloseReason> {
-        let ahead = &mut self.ahead.get_or_insert_default().0;
+        let ahead = &mut self.rare.get_or_insert_default().ahead;
         while ahead.len() < READ_BYTES {
             let room = READ_BYTES - ahead.len();
             match self.connection.shared.socket.poll_read(cx, &mut buffer[..room]) {
@@ -431,7 +453,7 @@ impl Driver {
         let mut byte = [0];
         match self.connection.shared.socket.poll_read(cx, &mut byte) {
             Poll::Pending => {}
-            Poll::Ready(Ok(1..)) => self.ahead.get_or_insert_default().0.push(byte[0]),
+            Poll::Ready(Ok(1..)) => self.rare.get_or_insert_default().ahead.push(byte[0]),
             // The next read finds it again.
             Poll::Ready(Ok(0) | Err(_)) => self.connection.shared.note_reading(PEER_IS_GONE, true),
         }
@@ -440,13 +462,14 @@ impl Driver {
     /// Reads from the socket, and first what was read of it ahead.
     fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let socket = &self.connection.shared.socket;
-        let ahead = self.ahead.take().filter(|ahead| !ahead.0.is_empty());
-        let Some(mut ahead) = ahead else { return socket.poll_read(cx, buffer) };
-        let len = ahead.0.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&ahead.0[..len]);
-        // If that is all, the next read lets go of it.
-        ahead.0.drain(..len);
-        self.ahead = Some(ahead);
+        let Some(rare) = &mut self.rare else { return socket.poll_read(cx, buffer) };
+        let len = rare.ahead.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&rare.ahead[..len]);
+        rare.ahead.drain(..len);
+        if len == 0 {
+            self.drop_unused();
+            return self.connection.shared.socket.poll_read(cx, buffer);
+        }
         if len == buffer.len() {
             return Poll::Ready(Ok(len));
         }
@@ -471,7 +494,7 @@ impl Driver {
 
         // Bytes that were read ahead come first: they go through `poll_read`.
         if is_wanted
-            && self.ahead.is_none()
+            && !self.has_read_ahead()
             && let Some(space) = self.deframer.space()
         {
             let room = settings.read_bytes_max(space.len().min(IN_PLACE_BYTES).min(bytes_max));
@@ -497,7 +520,9 @@ impl Driver {
         let shared = &self.connection.shared;
         if shared.settings.bytes_rate.is_some() {
             let pause = shared.state.lock().pause_after(&shared.settings, bytes);
-            self.pause = pause.map(|pause| Box::pin(tokio::time::sleep(pause)));
+            if let Some(pause) = pause {
+                self.rare.get_or_insert_default().pause = Some(Box::pin(tokio::time::sleep(pause)));
+            }
         }
     }
 
@@ -670,8 +695,7 @@ impl Future for Driver {
             this.note_partial();
 
             let may_rest = (is_new || asked)
-                && this.pause.is_none()
-                && this.ahead.is_none()
+                && this.rare.is_none()
                 && this.callers.is_none()
                 && this.deframer.is_drained()
                 && !this.deframer.is_mid_frame();
@@ -704,17 +728,13 @@ impl Drop for Driver {
 /// Writes what waits; see [`Driver::poll_writes`].
 fn write<'a>(connection: &'a Connection, state: Locked<'a>, share: &mut Share, cx: &mut Context<'_>) -> Result<(), ()> {
     let socket = &connection.shared.socket;
-    let mut turn = writer::Turn {
-        hand: Hand::Driver,
-        batches: usize::MAX,
-        written: share.written as usize,
-        bytes_max: WRITE_BYTES,
-    };
+    let mut turn =
+        writer::Turn { hand: Hand::Driver, batches: usize::MAX, written: share.written(), bytes_max: WRITE_BYTES };
 
     let (mut state, ended) = writer::write(connection, state, &mut turn, |wire, done| {
         move_bytes(wire, done, |slices| socket.poll_write(cx, slices))
     });
-    share.written = u32::try_from(turn.written).unwrap_or(u32::MAX);
+    share.set_written(turn.written);
 
     let mut writable_wanted = false;
     match ended {
