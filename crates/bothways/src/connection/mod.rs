@@ -33,6 +33,7 @@
 //! | `dispatch.rs` | runs handlers: in line while they are ready at once, else in tasks of their own |
 //! | `watch.rs` | timeouts: heartbeats, idle and write deadlines |
 //! | `wheel.rs` | which connections of a server are looked at for these, and when |
+//! | `in_order.rs` | tables of connections, in which those made one after another lie together |
 //!
 //! Writing: a thread that adds a frame to an idle outbox writes it at once, outside the lock. While the driver works
 //! through what one read brought, the replies of handlers that are ready at once wait until that is done, for a
@@ -51,6 +52,7 @@ mod end;
 mod hand_back;
 mod handler;
 mod hello;
+pub(crate) mod in_order;
 mod lanes;
 mod limits;
 mod lock;

@@ -29,6 +29,10 @@ const SLOTS: usize = 64;
 /// Lists of those of the next turn, so that threads seldom wait for each other.
 const SHARDS: usize = 16;
 
+/// Connections that were made one after another and are in one list: they lie beside each other in memory, mostly, and are
+/// looked at one after another.
+const RUN: usize = 64;
+
 /// When a connection is looked at.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Place {
@@ -105,7 +109,7 @@ impl Wheel {
         if !place.soon {
             place.soon = true;
             if self.turns.load(Ordering::Relaxed) {
-                self.soon[id.get() as usize % SHARDS].lock().push(id);
+                self.soon[id.get() as usize / RUN % SHARDS].lock().push(id);
             }
         }
     }

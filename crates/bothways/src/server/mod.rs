@@ -35,7 +35,6 @@ mod strangers;
 mod topics;
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -71,6 +70,7 @@ use crate::{
     codec::IntoBytes,
     connection::{
         Connection, ConnectionId, Sent, Settings,
+        in_order::ByConnection,
         send::{FanOut, PushFrame, fan_out},
     },
     error::{CloseReason, PushError, ServeError},
@@ -112,7 +112,7 @@ struct Shared {
     connections_max: usize,
     admission: Admission,
     calls_per_user_max: Option<usize>,
-    connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
+    connections: Arc<Mutex<ByConnection<Connection>>>,
     /// Sockets that were accepted and are not yet connections. Changed under the lock of those.
     handshaking: AtomicUsize,
     sessions: Arc<Registry>,

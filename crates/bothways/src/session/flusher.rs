@@ -27,6 +27,7 @@ use super::{
     Session,
     batch::{Batch, Fill},
     flight::FlusherId,
+    long_batch::{TURN_TIME, WRITTEN_AT_ONCE},
 };
 use crate::{clock::Runtimes, guard};
 
@@ -35,9 +36,6 @@ const BURST: Duration = if cfg!(test) { Duration::from_secs(5) } else { Duration
 
 /// Sessions up to which the thread that pushes may write to all of them itself.
 pub(super) const CROWD: usize = 4096;
-
-/// Sessions that are written to before others have their turn.
-const WRITTEN_IN_TURN: usize = 256;
 
 /// What is put off waits no longer than this while its thread goes on pushing, or as long as the last flush took.
 const DELAY: Duration = Duration::from_micros(200);
@@ -237,11 +235,23 @@ impl Unwritten {
         Self { batches, sessions: sessions.into_iter(), write: Session::write_put_off }
     }
 
-    /// Writes to all of them, and lets others run every so many.
+    /// Writes to all of them, and lets others run in between.
     pub(super) async fn write_in_turns(mut self) {
-        while self.write(WRITTEN_IN_TURN) {
+        while self.write_a_turn(TURN_TIME) {
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Writes until others are to have their turn, after so long. False: there are no more.
+    fn write_a_turn(&mut self, turn: Duration) -> bool {
+        // By the real clock: what it bounds is the time of a thread.
+        let began = std::time::Instant::now();
+        while self.write(WRITTEN_AT_ONCE) {
+            if turn <= began.elapsed() {
+                return true;
+            }
+        }
+        false
     }
 
     /// Writes to so many of them. False: there are no more.
@@ -426,5 +436,16 @@ mod tests {
         assert!(unwritten.write(2), "one is left");
         assert!(!unwritten.write(2));
         assert!(!unwritten.write(2));
+    }
+
+    /// Others have their turn after a time, however many are left; and none is left out for it.
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_of_writing_ends_by_the_clock() {
+        let (_server, _clients, registry, [connection]) = plain_connections::<1>("clock").await;
+        let session = registry.of(&connection).expect("it is made");
+        let unwritten = || Unwritten::new(vec![session.clone(); 2 * WRITTEN_AT_ONCE + 1], Session::pump);
+        let mut slow = unwritten();
+        assert_eq!(std::iter::repeat_with(|| slow.write_a_turn(Duration::ZERO)).take_while(|more| *more).count(), 2);
+        assert!(!unwritten().write_a_turn(Duration::MAX), "all within the time");
     }
 }

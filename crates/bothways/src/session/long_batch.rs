@@ -25,11 +25,16 @@ use super::{
 };
 use crate::guard;
 
-/// Sessions that are written to before it is asked whether others are to have their turn. In tests they always are.
-const AT_ONCE: usize = if cfg!(test) { 1 } else { 32 };
+/// Sessions that are written to before it is asked whether others are to have their turn.
+pub(super) const WRITTEN_AT_ONCE: usize = 32;
 
-/// After so long they have it.
-const TURN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_millis(1) };
+/// After so long they have it. Half a millisecond: of two tasks that give way to each other a runtime may let one have
+/// two turns before the other's, and nobody is to wait for more than one.
+pub(super) const TURN_TIME: Duration = Duration::from_micros(500);
+
+/// The same here. In tests each session of a long batch has a turn of its own.
+const AT_ONCE: usize = if cfg!(test) { 1 } else { WRITTEN_AT_ONCE };
+const TURN: Duration = if cfg!(test) { Duration::ZERO } else { TURN_TIME };
 
 /// Long batches above which a thread that begins one more does a turn of the work itself.
 const MANY: usize = 16;
@@ -52,6 +57,8 @@ pub(super) fn newest() -> Option<u32> {
 /// The part of a [`Batch`] that says how far its list is walked.
 pub(super) struct Walked {
     pub(super) list: Arc<LongList<Session>>,
+    /// As [`newest`] counts them.
+    number: u32,
     /// A bit for each place: somebody has taken what is noted there, or takes it from now on.
     taken: Box<[AtomicU64]>,
     /// From this place on it is nobody's turn yet.
@@ -63,7 +70,8 @@ pub(super) struct Walked {
 impl Walked {
     pub(super) fn begin(list: &Arc<LongList<Session>>) -> Self {
         let taken = std::iter::repeat_with(AtomicU64::default).take(list.len().div_ceil(64)).collect();
-        Self { list: Arc::clone(list), taken, next: AtomicUsize::new(0), left: AtomicUsize::new(list.len()) }
+        let number = NEWEST.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        Self { list: Arc::clone(list), number, taken, next: AtomicUsize::new(0), left: AtomicUsize::new(list.len()) }
     }
 
     fn place_of(&self, id: SessionId) -> Option<usize> {
@@ -104,7 +112,6 @@ impl Drop for Count {
 
 impl Unwritten {
     pub(super) fn begin(batch: Arc<Batch>) -> Self {
-        NEWEST.fetch_add(1, Ordering::AcqRel);
         UNWRITTEN.fetch_add(1, Ordering::AcqRel);
         Self { batch, _count: Count }
     }
@@ -143,6 +150,10 @@ impl Batch {
         let mut state = if is_oldest { session.lock_in_turn() } else { session.lock() };
         let Some(into) = state.made_way_for().cloned() else {
             self.take_at(walked, place, session, &mut state);
+            if is_oldest {
+                // Its client's acknowledgement may come while others have their turns: it need not look for its place.
+                state.has_seen(walked.number);
+            }
             return session.write_batch_of(state, self);
         };
         drop(state);
@@ -314,6 +325,20 @@ mod tests {
         assert_eq!(connections[1].pushes_written(), 2, "and went behind the first");
         assert_eq!([0, 2].map(|other: usize| connections[other].pushes_written()), [0, 0]);
         assert_eq!(published.written().await.at(Stage::PlainWritten), 3);
+    }
+
+    /// A session that has had its turn does not look again for its place in that batch, and one that has not does.
+    #[tokio::test(start_paused = true)]
+    async fn who_had_its_turn_looks_no_more() {
+        let (server, _clients, registry, _connections, sessions) = subscribed::<3>("looks-no-more").await;
+        let receipt = publish(&server, "1");
+        let number = registry.fan_out.batches.long()[0].batch.walked().expect("it is long").number;
+        assert!(registry.fan_out.batches.write_some(1));
+        let looks = sessions.each_ref().map(|session| session.inner.state.lock().has_not_seen(number));
+        assert_eq!(looks, [false, true, true], "the first in the order in which they began");
+        // That question was taken for a look: what is noted for these waits for their turns.
+        while registry.fan_out.batches.write_some(1) {}
+        assert_eq!(written(&receipt), 3);
     }
 
     /// If the runtime of a publisher ends, nothing is lost.

@@ -4,7 +4,7 @@
 //! number while the part of its connection is locked. Order of locks: a part, then a session (see `mod.rs`).
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -46,7 +46,10 @@ use super::{
 use crate::{
     calm::Calm,
     clock::Runtimes,
-    connection::{Connection, ConnectionId, METHODS_BYTES_MAX},
+    connection::{
+        Connection, ConnectionId, METHODS_BYTES_MAX,
+        in_order::{ByConnection, InOrder},
+    },
     error::NotDurable,
     stats::{Counters, Counts},
     store::Store,
@@ -59,9 +62,9 @@ pub(crate) struct Registry {
     pub(super) bounds: Arc<Bounds>,
     /// By number.
     pub(super) by_id: Shards<HashSet<Session>>,
-    pub(super) by_connection: Shards<HashMap<ConnectionId, Session>>,
+    pub(super) by_connection: Shards<ByConnection<Session>, InOrder>,
     /// The server's connections: those that have no session yet get it from here.
-    pub(super) connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>,
+    pub(super) connections: Arc<Mutex<ByConnection<Connection>>>,
     /// Connections that have no session yet.
     pub(super) lazy: AtomicUsize,
     pub(super) me: Weak<Registry>,
@@ -102,7 +105,7 @@ pub(super) struct Told {
 }
 
 impl Registry {
-    pub(crate) fn new(setup: Setup, connections: Arc<Mutex<HashMap<ConnectionId, Connection>>>) -> Arc<Self> {
+    pub(crate) fn new(setup: Setup, connections: Arc<Mutex<ByConnection<Connection>>>) -> Arc<Self> {
         let Setup { options, rules, limits, counts_user_calls } = setup;
         let bounds = Arc::new(options.bounds());
         let log = bounds.tracked_messages;

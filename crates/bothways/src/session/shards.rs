@@ -8,22 +8,23 @@ use parking_lot::RwLock;
 const SHARDS: usize = 64;
 
 /// See the module. Nobody locks two of its parts at once.
-pub(super) struct Shards<T> {
-    hasher: RandomState,
+pub(super) struct Shards<T, S = RandomState> {
+    hasher: S,
     parts: Vec<RwLock<T>>,
 }
 
-impl<T: Default> Default for Shards<T> {
+impl<T: Default, S: Default> Default for Shards<T, S> {
     fn default() -> Self {
         let parts = std::iter::repeat_with(RwLock::default).take(SHARDS).collect();
-        Self { hasher: RandomState::new(), parts }
+        Self { hasher: S::default(), parts }
     }
 }
 
-impl<T> Shards<T> {
+impl<T, S: BuildHasher> Shards<T, S> {
     /// The part in which this key is, or would be.
     pub(super) fn of<K: Hash + ?Sized>(&self, key: &K) -> &RwLock<T> {
-        &self.parts[self.hasher.hash_one(key) as usize % SHARDS]
+        // Of the bits in the middle: a table in a part has its places by the lowest, and tells its keys by the highest.
+        &self.parts[(self.hasher.hash_one(key) >> 40) as usize % SHARDS]
     }
 
     /// All parts.

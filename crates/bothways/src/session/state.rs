@@ -998,6 +998,11 @@ impl State {
         std::mem::replace(&mut self.seen, newest) != newest
     }
 
+    /// It has taken what is noted for it in all long batches up to this one.
+    pub(super) fn has_seen(&mut self, number: u32) {
+        self.seen = number;
+    }
+
     /// The session that made way for it last.
     pub(super) fn stands_for(&self) -> Option<SessionId> {
         self.rare.as_ref()?.stands_for

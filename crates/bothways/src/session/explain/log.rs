@@ -441,10 +441,23 @@ impl Ring {
         let number = self.next;
         match self.records.get_mut(place(number, events_max)) {
             Some(oldest) => *oldest = record,
-            None => self.records.push(record),
+            None => {
+                self.make_room(events_max);
+                self.records.push(record);
+            }
         }
         self.next += 1;
         number
+    }
+
+    /// Room for one more. To four times as much at once: each step moves what is there, and a session that gets pushes gets
+    /// more of them.
+    fn make_room(&mut self, events_max: u32) {
+        let (len, room) = (self.records.len(), self.records.capacity());
+        if len == room {
+            let wanted = (4 * room).min(events_max as usize).max(len + 1);
+            self.records.reserve_exact(wanted - len);
+        }
     }
 
     /// The number of the first record: that many were forgotten.
