@@ -85,6 +85,9 @@ impl Node {
             Ok(Ok(true)) => return Ok(()),
             Ok(Ok(false)) => {}
         }
+        if !self.is_counted(deadline).await {
+            return Err(Refused::Again);
+        }
         let Ok(Ok(_place)) = timeout_at(deadline, self.moves.places.acquire()).await else {
             return Err(Refused::Again);
         };

@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -69,7 +72,6 @@ pub struct MemoryBroker {
 struct Shared {
     limits: EngineLimits,
     state: Mutex<State>,
-    members: watch::Sender<Arc<Members>>,
 }
 
 #[derive(Default)]
@@ -106,6 +108,9 @@ struct Faults {
 struct Here {
     mail: watch::Sender<EngineState>,
     register: watch::Sender<EngineState>,
+    members: watch::Sender<Arc<Members>>,
+    /// It hears of no change of the members.
+    is_blind: AtomicBool,
     node: Mutex<Option<NodeId>>,
 }
 
@@ -171,19 +176,19 @@ impl MemoryBroker {
     /// With limits of its own. It stores in [memory](Level::Memory), whatever level they name.
     pub fn with_limits(limits: EngineLimits) -> Self {
         let state = State { store_epoch: rand::random(), ..State::default() };
-        let shared = Shared {
-            limits: EngineLimits { level: Level::Memory, ..limits },
-            state: Mutex::new(state),
-            members: watch::Sender::default(),
-        };
+        let shared = Shared { limits: EngineLimits { level: Level::Memory, ..limits }, state: Mutex::new(state) };
         Self { shared: Arc::new(shared) }
     }
 
     /// The engine of one more node.
     pub fn engine(&self) -> Arc<MemoryEngine> {
         let up = || watch::Sender::new(EngineState::Up { epoch: rand::random() });
-        let here = Arc::new(Here { mail: up(), register: up(), node: Mutex::new(None) });
-        self.shared.state.lock().engines.push(Arc::clone(&here));
+        let mut state = self.shared.state.lock();
+        let members = watch::Sender::new(Arc::new(state.members()));
+        let is_blind = AtomicBool::new(false);
+        let here = Arc::new(Here { mail: up(), register: up(), members, is_blind, node: Mutex::new(None) });
+        state.engines.push(Arc::clone(&here));
+        drop(state);
         Arc::new(MemoryEngine { side: Side { shared: Arc::clone(&self.shared), here } })
     }
 
@@ -236,8 +241,10 @@ enum Way {
 
 impl Shared {
     fn tell_members(&self, state: &State) {
-        let members = state.leases.iter().map(|(node, leased)| (*node, leased.member.clone())).collect();
-        self.members.send_replace(Arc::new(members));
+        let members = Arc::new(state.members());
+        for here in state.engines.iter().filter(|here| !here.is_blind.load(Ordering::Relaxed)) {
+            here.members.send_replace(Arc::clone(&members));
+        }
     }
 
     /// Ends the leases that have run out.
@@ -278,6 +285,10 @@ fn take_one(left: &mut usize) -> bool {
 }
 
 impl State {
+    fn members(&self) -> Members {
+        self.leases.iter().map(|(node, leased)| (*node, leased.member.clone())).collect()
+    }
+
     fn next(&mut self) -> u64 {
         self.count += 1;
         self.count
@@ -654,7 +665,7 @@ impl Engine for MemoryEngine {
     }
 
     fn members(&self) -> watch::Receiver<Arc<Members>> {
-        self.side.shared.members.subscribe()
+        self.side.here.members.subscribe()
     }
 
     fn bury(&self, node: NodeId, _was: Revision) -> BoxFuture<Result<(), BuryError>> {
@@ -823,6 +834,15 @@ impl MemoryFaults {
             set(&here.register, !cut);
         }
         found.is_some()
+    }
+
+    /// This node hears of no member that comes or goes, or does again. False: it does not listen.
+    pub fn blind(&self, node: NodeId, blind: bool) -> bool {
+        let state = self.shared.state.lock();
+        let here = state.nodes.get(&node).map(|listener| &listener.here);
+        let found = here.inspect(|here| here.is_blind.store(blind, Ordering::Relaxed)).is_some();
+        self.shared.tell_members(&state);
+        found
     }
 
     /// This node answers nothing, as one that is stopped; when it goes on, it gets what was sent to it meanwhile. False:

@@ -15,6 +15,7 @@
 //! | `ask.rs` | questions that every node answers |
 //! | `view.rs` | what a node shows of itself |
 //! | `claim.rs` | who has a session whose client comes to another node; no I/O, no clock |
+//! | `counted.rs` | whether the other members count this node as one |
 //! | `bring.rs` | brings a session here whose client has come: claims at work |
 //! | `moves.rs` | the sessions of a node in the register, and those that leave it or came lately |
 //! | `offers.rs` | which other nodes a node that stops names to its clients; no I/O, no clock |
@@ -30,6 +31,7 @@ mod bring;
 mod calling;
 mod calls;
 mod claim;
+mod counted;
 mod cuts;
 mod doorbell;
 pub mod engine;

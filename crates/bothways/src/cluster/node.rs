@@ -33,6 +33,7 @@ use tokio::{
 use super::{
     ask,
     calling::CallsOfNode,
+    counted::Counted,
     engine::{
         AskError, BoxFuture, BuryError, Engine, EngineDown, EngineState, Inbox, Lease, Members, RenewError, Revision,
     },
@@ -66,13 +67,15 @@ const ASK_MAX: Duration = Duration::from_secs(1);
 /// See [`ASK_MAX`].
 const BATCH_MAX: Duration = Duration::from_secs(3);
 /// For how long nobody may be there under a node's name: one whose way to the engine breaks is back within milliseconds.
-const NOBODY_MAX: Duration = Duration::from_millis(500);
+pub(super) const NOBODY_MAX: Duration = Duration::from_millis(500);
 /// How long a link pauses after a failure.
 const PAUSE: Duration = Duration::from_millis(250);
 /// How long a member may answer nothing before what it has is unknown, although its lease lives.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// How long a node that leaves waits until the others know how their pushes ended.
 const LEAVE_MAX: Duration = Duration::from_secs(1);
+/// How long a node that joins waits until the others count it.
+const COUNTED_MAX: Duration = Duration::from_secs(2);
 /// How long it may take until a node sees itself in the list of members.
 const LISTED_MAX: Duration = Duration::from_secs(2);
 /// Most states, or numbers of a digest, in one item.
@@ -100,6 +103,7 @@ pub(crate) struct Node {
     pub(super) home: Weak<dyn Home>,
     joined: Instant,
     pub(super) moves: Arc<Moves>,
+    pub(super) counted: Mutex<Counted>,
     pub(super) state: Mutex<State>,
     /// Woken when links may be idle.
     said: Notify,
@@ -163,6 +167,8 @@ pub(super) struct Link {
     pub(super) silent_since: Option<Instant>,
     /// What a digest asked for last.
     digested: PushNumber,
+    /// The first push that went there.
+    first: PushNumber,
 }
 
 #[derive(Clone, Debug)]
@@ -212,6 +218,7 @@ impl Node {
             home,
             joined: Instant::now(),
             moves: Arc::new(Moves::new()),
+            counted: Mutex::default(),
             state: Mutex::new(State {
                 life: None,
                 lease: None,
@@ -242,6 +249,8 @@ impl Node {
         tokio::spawn(keep_topics(Arc::downgrade(&node), mail, register, node.stop.subscribe()));
         tokio::spawn(watch_mail(Arc::downgrade(&node), node.engine.mail_state(), node.stop.subscribe()));
         tokio::spawn(moves::keep_records(Arc::downgrade(&node), node.stop.subscribe()));
+        // A member that does not answer now is asked again before a session comes here.
+        node.is_counted(Instant::now() + COUNTED_MAX).await;
         Ok(node)
     }
 
@@ -269,6 +278,11 @@ impl Node {
     /// Told when the node leaves.
     pub(super) fn stopped(&self) -> watch::Receiver<bool> {
         self.stop.subscribe()
+    }
+
+    /// The number of the last push before those that go to this member too. `None`: it is none.
+    pub(super) fn counts_since(&self, node: NodeId) -> Option<PushNumber> {
+        self.state.lock().members.get(&node).map(|link| link.first - 1)
     }
 
     /// The revision of a member's lease that was seen last.
@@ -464,10 +478,11 @@ impl Node {
     }
 
     /// The members are these now.
-    fn see(self: &Arc<Self>, members: &Members) {
+    pub(super) fn see(self: &Arc<Self>, members: &Members) {
         let mut new = Vec::new();
         let mut state = self.state.lock();
         let Some(me) = state.life.as_ref().map(|life| life.me) else { return };
+        let next = state.next;
         for (node, member) in members.iter().filter(|(node, _)| **node != me) {
             match state.members.get_mut(node) {
                 Some(link) => (link.revision, link.is_missing) = (member.revision, false),
@@ -481,6 +496,7 @@ impl Node {
                         is_missing: false,
                         silent_since: None,
                         digested: 0,
+                        first: next,
                     };
                     state.members.insert(*node, link);
                     new.push((*node, wake));
@@ -741,7 +757,10 @@ impl Node {
             Some((from, number, items)) => self.take_batch(&life, from, number, items),
             None => match self.answer_move(bytes.clone()) {
                 Some(answer) => Some(answer),
-                None => ask::answer(&self, bytes).await,
+                None => match self.answer_counts(bytes.clone()) {
+                    Some(answer) => Some(answer),
+                    None => ask::answer(&self, bytes).await,
+                },
             },
         }
     }

@@ -507,8 +507,9 @@ impl Server {
     }
 
     /// Joins a cluster: from here on, pushes to users, to a session, to subscribers and to everyone go to the clients of
-    /// all its nodes, with one receipt ([`Receipt::routing`], [`Receipt::unreached`]). Join before you listen. A server
-    /// that has not joined is alone.
+    /// all its nodes, with one receipt ([`Receipt::routing`], [`Receipt::unreached`]). Join before you listen: when it has
+    /// joined, the members that answer push to it; those that do not are waited for up to 2 s. A server that has not joined
+    /// is alone.
     ///
     /// The runtime in which it is called runs the tasks of the node. A [shutdown](Self::shutdown) leaves the cluster;
     /// without one, the node's lease runs out.

@@ -1,5 +1,6 @@
 //! Sessions that go on at another node, over the engine in memory. A binary of its own, as it needs features.
 
+mod counted;
 mod handover;
 mod leaving;
 #[path = "../cluster/support.rs"]

@@ -83,8 +83,6 @@ struct Held {
     wire: Wire,
     /// The place of the node to which its next connection goes.
     leads_to: Mutex<usize>,
-    /// The place of the node that let it in last.
-    home: Mutex<usize>,
     seen: Mutex<Seen>,
     /// It is away, and stays so for now.
     is_away: AtomicBool,
@@ -150,9 +148,11 @@ impl World {
     }
 
     /// The sessions of this node are no targets.
-    fn hide(&self, place: usize, from: Duration, to: Duration) {
-        for held in self.clients.iter().filter(|held| *held.home.lock() == place) {
-            held.seen.lock().hidden.push((from, to));
+    fn hide(&self, node: &Node, from: Duration, to: Duration) {
+        for session in node.server().sessions(&Target::everyone()).expect("no topic") {
+            let client: Option<usize> = session.label("client").and_then(|client| client.parse().ok());
+            let Some(client) = client else { continue };
+            self.clients[client].seen.lock().hidden.push((from, to));
         }
     }
 
@@ -164,7 +164,7 @@ impl World {
                 if let Some(life) = node.life() {
                     self.broker.faults().kill(life);
                 }
-                self.hide(place, self.now(), Duration::MAX);
+                self.hide(&node, self.now(), Duration::MAX);
                 self.scatter(place, true, rng);
                 self.graves.lock().push(node);
                 sleep(time).await;
@@ -172,7 +172,7 @@ impl World {
             }
             Blow::Drain(place) => {
                 let Some(node) = self.nodes.lock()[place].take() else { return };
-                self.hide(place, self.now(), Duration::MAX);
+                self.hide(&node, self.now(), Duration::MAX);
                 self.scatter(place, false, rng);
                 let report = node.server().drain(Duration::from_secs(8), 20).await;
                 self.note(format!("node {place} has drained: {report:?}"));
@@ -186,16 +186,16 @@ impl World {
                 self.note(format!("node {place} goes on"));
             }
             Blow::Cut(place, time) => {
-                let Some(life) = self.node(place).and_then(|node| node.life()) else { return };
+                let Some(node) = self.node(place) else { return };
                 let from = self.now();
-                if self.broker.faults().cut(life, true) {
-                    sleep(time).await;
-                    self.broker.faults().cut(life, false);
-                    self.note(format!("node {place} is back"));
-                    if LEASE_DOUBT < time {
-                        self.hide(place, from + LEASE_DOUBT, self.now() + ANOTHER_LIFE);
-                    }
+                let Some(life) = node.life().filter(|life| self.broker.faults().cut(*life, true)) else { return };
+                sleep(time.min(LEASE_DOUBT)).await;
+                if let Some(more) = time.checked_sub(LEASE_DOUBT) {
+                    self.hide(&node, self.now(), from + time + ANOTHER_LIFE);
+                    sleep(more).await;
                 }
+                self.broker.faults().cut(life, false);
+                self.note(format!("node {place} is back"));
             }
             Blow::EngineGone(_, time) => {
                 self.broker.faults().mail_up(false);
@@ -313,9 +313,7 @@ fn saw(world: &World, held: &Held, event: &ConnectionEvent) {
     match event {
         ConnectionEvent::Lost { reason, .. } => seen.connections.push((now, format!("gone ({reason})"))),
         ConnectionEvent::Restored { .. } => {
-            let place = *held.leads_to.lock();
-            *held.home.lock() = place;
-            seen.connections.push((now, format!("back at node {place}")));
+            seen.connections.push((now, format!("back, perhaps at node {}", held.leads_to.lock())));
             seen.hidden.iter_mut().filter(|(_, to)| *to == Duration::MAX).for_each(|(_, to)| *to = now);
         }
         ConnectionEvent::SessionLost { why, .. } => {
@@ -358,8 +356,7 @@ impl Storm {
             let TestClient { client, messages, wire, .. } = test;
             ends.push((client, messages));
             let seen = Mutex::new(Seen { user, group, ..Seen::default() });
-            let (leads_to, home) = (Mutex::new(place), Mutex::new(place));
-            held.push(Held { wire, leads_to, home, seen, is_away: AtomicBool::default() });
+            held.push(Held { wire, leads_to: Mutex::new(place), seen, is_away: AtomicBool::default() });
         }
         // The records of the sessions are written: other nodes can have them.
         sleep(Duration::from_secs(1)).await;
