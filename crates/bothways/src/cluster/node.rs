@@ -292,13 +292,18 @@ impl Node {
 
     /// Offers a push that follows a session to the node where that is. False: there is no room.
     pub(super) fn offer_late(&self, to: NodeId, number: PushNumber, id: SessionId, entry: Bytes) -> bool {
+        self.offer_late_since(to, Instant::now(), (number, id, entry))
+    }
+
+    fn offer_late_since(&self, to: NodeId, since: Instant, late: (PushNumber, SessionId, Bytes)) -> bool {
+        let (number, id, entry) = late;
         let size = entry.len() + ITEM_BYTES;
         if self.batch_bytes_max() < size + BATCH_OVERHEAD {
             return false;
         }
         let mut state = self.state.lock();
         let Some(link) = state.members.get_mut(&to) else { return false };
-        let queued = Queued { item: Item::Late(number, id, entry), since: Instant::now() };
+        let queued = Queued { item: Item::Late(number, id, entry), since };
         let is_taken = link.out.offer(queued, size).is_ok();
         link.wake.notify_one();
         is_taken
@@ -724,7 +729,7 @@ impl Node {
                         let owed = owed.get_mut(&node);
                         owed.into_iter().for_each(|owed| states.iter().for_each(|(push, _)| owed.unheard(*push)));
                     }
-                    Item::Late(number, ..) => late.push((number, maybe)),
+                    Item::Late(..) => late.push((queued, maybe)),
                     item @ (Item::Call(..) | Item::Outcome(..)) => calls.failed(node, item, why, maybe),
                     Item::Digest(_) | Item::Cancel(_) | Item::CallsOut(_) | Item::Other => {}
                 }
@@ -740,14 +745,24 @@ impl Node {
             state.note(moved);
         }
         self.settle();
-        for (number, maybe) in late {
-            match maybe {
-                true => self.moves.forget(number),
-                false => self.moves.told(number, node, &Standing::NOWHERE),
-            }
+        for (queued, maybe) in late {
+            self.late_failed(node, queued, maybe, why);
         }
         if is_lost {
             self.moves.lost(Some(node));
+        }
+    }
+
+    /// A push that follows a session was not answered. Its session lives: what was not sent waits for its node.
+    fn late_failed(&self, node: NodeId, queued: Queued, maybe: bool, why: UnreachedWhy) {
+        let Item::Late(number, id, entry) = queued.item else { return };
+        if maybe {
+            return self.moves.forget(number);
+        }
+        let may_wait = why != UnreachedWhy::TooLarge && why != UnreachedWhy::Refused;
+        let waits = may_wait && queued.since.elapsed() < moves::WAITED_MAX;
+        if !waits || !self.offer_late_since(node, queued.since, (number, id, entry)) {
+            self.moves.told(number, node, &Standing::NOWHERE);
         }
     }
 

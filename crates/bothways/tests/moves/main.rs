@@ -2,6 +2,7 @@
 
 mod counted;
 mod handover;
+mod late;
 mod leaving;
 #[path = "../cluster/support.rs"]
 #[allow(dead_code, reason = "others use the rest")]
