@@ -168,6 +168,8 @@ pub enum To {
     Users(Vec<String>),
     /// All sessions.
     Everyone,
+    /// The sessions of a group: clients whose token is `NAME/GROUP`.
+    Group(String),
     /// One session.
     Session(SessionId),
     /// The subscribers of a topic.

@@ -81,7 +81,9 @@ async fn start(options: &Options) -> anyhow::Result<(Arc<Node>, Started, bothway
     let mut server = Server::builder().sessions(SessionOptions::new().resume_window(options.resume_window)).auth(
         |request| async move {
             let session = request.session().ok_or("it has left")?;
-            session.bind_user(&request.token);
+            let (user, group) = request.token.split_once('/').unwrap_or((&request.token, ""));
+            session.bind_user(user);
+            session.set_label("group", group);
             Ok::<_, &str>(())
         },
     );
@@ -251,6 +253,7 @@ fn target(to: &To) -> Target {
         To::User(name) => Target::user(name),
         To::Users(names) => Target::users(names),
         To::Everyone => Target::everyone(),
+        To::Group(name) => Target::everyone().only_labelled("group", name),
         To::Session(id) => Target::session(*id),
         To::SubscribersOf(topic) => Target::subscribers_of(topic),
     }
