@@ -20,6 +20,9 @@ use crate::{
 /// The pace of the other calls.
 const CALL_EVERY: Duration = Duration::from_millis(1);
 
+/// Events that a session keeps. Until so many messages have come to it, its event log takes more memory with them.
+const EVENTS_KEPT: usize = 64;
+
 /// The clients of a topic, and what is published to them.
 #[derive(Clone, Copy)]
 pub(super) struct Publishing {
@@ -27,7 +30,7 @@ pub(super) struct Publishing {
     pub(super) clients: usize,
     /// What one request publishes. `promises` replaces its promise.
     pub(super) args: PublishArgs,
-    /// Requests that are measured. One more comes before them, which allocates what these reuse.
+    /// Requests that are measured. Others come before them, which allocate what these reuse.
     pub(super) repeats: usize,
     /// Each is measured with a new server.
     pub(super) promises: &'static [Promise],
@@ -57,7 +60,9 @@ impl Publishing {
     fn of(self, promise: Promise, kind: Kind, tools: &Tools) -> anyhow::Result<Measured> {
         let server = tools.serve(kind)?;
         let mut topic = self.subscribe(promise, kind, tools, &server)?;
-        self.publish(promise, kind, &mut topic)?;
+        for _ in 0..EVENTS_KEPT.div_ceil(self.args.count.max(1)) {
+            self.publish(promise, kind, &mut topic)?;
+        }
         let mut sum = self.publish(promise, kind, &mut topic)?;
         for _ in 1..self.repeats {
             sum.add(&self.publish(promise, kind, &mut topic)?);
