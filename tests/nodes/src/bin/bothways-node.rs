@@ -34,6 +34,9 @@ use tokio::{
 /// How long letters and messages of topics are kept.
 const KEPT: Duration = Duration::from_secs(3600);
 
+/// How long it tries to join when it starts.
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
+
 struct Node {
     server: Server,
     /// By number, or why there is none.
@@ -99,11 +102,24 @@ async fn start(options: &Options) -> anyhow::Result<(Arc<Node>, Started, bothway
     // Bound before the node joins, as its card names the port; nobody knows it before.
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     let address = format!("tcp@{}", listener.local_addr()?);
-    let engine = NatsEngine::connect(NatsOptions::new(&options.brokers)).await?;
-    let node = server.join(Cluster::new(engine).lease(options.lease).address(&address)).await?;
+    // While a leader is elected nobody joins: it tries again, as one that is started again.
+    let until = tokio::time::Instant::now() + STARTS_WITHIN;
+    let node = loop {
+        match join(&server, options, &address).await {
+            Ok(node) => break node,
+            Err(error) if until <= tokio::time::Instant::now() => return Err(error),
+            Err(error) => eprintln!("a node does not join yet: {error:#}"),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
     let listening = server.listen_on(listener)?;
     let started = Started { node: node.to_string(), address };
     Ok((Arc::new(Node { server, receipts: Mutex::default() }), started, listening))
+}
+
+async fn join(server: &Server, options: &Options, address: &str) -> anyhow::Result<bothways::cluster::NodeId> {
+    let engine = NatsEngine::connect(NatsOptions::new(&options.brokers)).await?;
+    Ok(server.join(Cluster::new(engine).lease(options.lease).address(address)).await?)
 }
 
 fn answer(value: impl Serialize) -> Result<Value, String> {
