@@ -242,13 +242,20 @@ pub trait Store: Send + Sync + 'static {
     /// [`AppendError`].
     fn append(&self, to: Log, entry: NewEntry) -> BoxFuture<Result<Stored, AppendError>>;
 
-    /// As [`Self::append`] of each, in this order. One that fails does not keep the others from being appended.
+    /// As [`Self::append`] of each: what is stored stands in this order. One that is full or too large does not keep those
+    /// behind it from being stored.
+    ///
+    /// Of a history nothing is stored behind one that is [`Down`](AppendError::Down) or [`Unknown`](AppendError::Unknown), as
+    /// far as the store can: that one is appended again, and is to stand before it. Where something was all the same, it is
+    /// not appended again.
     fn append_all(&self, to: Log, entries: Vec<NewEntry>) -> BoxFuture<Vec<Result<Stored, AppendError>>> {
         let appends: Vec<_> = entries.into_iter().map(|entry| self.append(to.clone(), entry)).collect();
         Box::pin(async move {
-            let mut stored = Vec::with_capacity(appends.len());
+            let (mut stored, mut is_open) = (Vec::with_capacity(appends.len()), false);
             for append in appends {
-                stored.push(append.await);
+                let outcome = if is_open { Err(AppendError::Down) } else { append.await };
+                is_open |= matches!(outcome, Err(AppendError::Down | AppendError::Unknown));
+                stored.push(outcome);
             }
             stored
         })

@@ -36,7 +36,7 @@ use tokio::{
 pub use crate::options::{ConnectError, NatsOptions};
 use crate::{
     names::{Kind, UNKEPT},
-    options::OLDEST,
+    options::{BATCHES, OLDEST},
     register::Register,
     streams::{REPLICATED_MIN, Streams, Wanted},
     wire::{Events, Failure, Outbox, Wire},
@@ -147,7 +147,7 @@ impl NatsEngine {
             .map_err(|error| ConnectError::from_connecting(&error, &addresses))?;
 
         let info = client.server_info();
-        if !is_new_enough(&info.version) {
+        if !is_at_least(&info.version, OLDEST) {
             return Err(ConnectError::TooOld { version: info.version });
         }
         if info.max_payload < MESSAGE_BYTES_MIN {
@@ -155,6 +155,7 @@ impl NatsEngine {
             return Err(ConnectError::TooSmall { what });
         }
 
+        let may_batch = is_at_least(&info.version, BATCHES);
         let silent = |_: Failure| ConnectError::Silent { complaint: events.complaint() };
         let wire = Wire::new(client, Arc::clone(&events), &names.prefix()).await.map_err(silent)?;
         let wanted = Wanted {
@@ -164,7 +165,7 @@ impl NatsEngine {
             stream_bytes_max: options.stream_bytes_max,
             domain: options.domain.clone(),
         };
-        let streams = Arc::new(Streams::new(Arc::clone(&wire), names, wanted, info.cluster.is_some()));
+        let streams = Arc::new(Streams::new(Arc::clone(&wire), names, wanted, info.cluster.is_some(), may_batch));
         let left = || until.saturating_duration_since(Instant::now());
         streams.check_account(left()).await?;
         streams.ensure(left()).await?;
@@ -204,10 +205,9 @@ fn choose_cryptography() {
     }
 }
 
-/// True for a version that can do what is asked of it.
-fn is_new_enough(version: &str) -> bool {
+fn is_at_least(version: &str, oldest: (u64, u64)) -> bool {
     let mut parts = version.trim_start_matches('v').split(['.', '-']).map(|part| part.parse().unwrap_or(0));
-    OLDEST <= (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+    oldest <= (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
 impl Here {
@@ -420,6 +420,10 @@ impl Store for NatsEngine {
         Box::pin(logs::append(Arc::clone(&self.here.streams), self.here.limits.level, to, entry))
     }
 
+    fn append_all(&self, to: Log, entries: Vec<NewEntry>) -> BoxFuture<Vec<Result<Stored, AppendError>>> {
+        Box::pin(logs::append_all(Arc::clone(&self.here.streams), self.here.limits, to, entries))
+    }
+
     fn read(&self, from: Log, after: u64, max: usize) -> BoxFuture<Result<Page, EngineDown>> {
         Box::pin(logs::read(Arc::clone(&self.here.streams), from, after, max))
     }
@@ -573,10 +577,10 @@ mod tests {
     #[test]
     fn versions_are_compared_by_number() {
         for new in ["2.11.0", "2.11.0-RC.1", "2.15.2", "3.0.0", "v2.12.1"] {
-            assert!(is_new_enough(new), "{new}");
+            assert!(is_at_least(new, OLDEST), "{new}");
         }
         for old in ["2.9.10", "2.10.29", "1.4.1", "", "x"] {
-            assert!(!is_new_enough(old), "{old}");
+            assert!(!is_at_least(old, OLDEST), "{old}");
         }
     }
 }

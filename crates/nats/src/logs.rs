@@ -1,17 +1,29 @@
 //! Logs and cursors.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
-use bothways::cluster::engine::{AppendError, EngineDown, Level, Log, NewEntry, Page, Place, READER_BYTES_MAX, Stored};
+use async_nats::HeaderMap;
+use bothways::cluster::engine::{
+    AppendError, EngineDown, EngineLimits, Level, Log, NewEntry, Page, Place, READER_BYTES_MAX, Stored,
+};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use crate::{
     names::{self, Kind},
-    streams::{Got, Identity, Put, PutFailure, Streams, Write},
+    streams::{Got, Identity, Put, PutFailure, Streams, TogetherFailure, Write},
 };
 
 /// How often a cursor is tried to be moved while others move it.
 const TRIES_MAX: usize = 16;
+
+/// What is appended to one log at a time: most entries, and bytes after which no more are taken.
+const TOGETHER_MAX: usize = 256;
+/// See [`TOGETHER_MAX`].
+const TOGETHER_BYTES: usize = 1 << 20;
 
 /// Most cursors of one log that are read: more are an error, as a part is not all.
 const READERS_MAX: usize = 1000;
@@ -20,24 +32,145 @@ fn place(identity: &Identity, sequence: u64) -> Place {
     Place { epoch: identity.epoch(), sequence }
 }
 
+fn not_stored(failure: PutFailure) -> AppendError {
+    match failure {
+        PutFailure::Full => AppendError::Full,
+        PutFailure::TooLarge => AppendError::TooLarge,
+        PutFailure::Unknown | PutFailure::Meanwhile => AppendError::Unknown,
+        PutFailure::Down | PutFailure::WrongLast(_) => AppendError::Down,
+    }
+}
+
+/// One log, to be appended to.
+struct Appending {
+    streams: Arc<Streams>,
+    kind: Kind,
+    identity: Identity,
+    /// Its part of the subject.
+    rest: String,
+    level: Level,
+}
+
+impl Appending {
+    fn to(streams: Arc<Streams>, level: Level, log: &Log) -> Result<Self, AppendError> {
+        let kind = Kind::of(log);
+        let rest = names::log(log).ok_or(AppendError::TooLarge)?;
+        let identity = streams.identity(kind).ok_or(AppendError::Down)?;
+        let level = identity.level(level);
+        Ok(Self { streams, kind, identity, rest, level })
+    }
+
+    fn headers(&self, entry: &NewEntry) -> HeaderMap {
+        let subject = || self.streams.names.subject(self.kind.letter(), "", &self.rest);
+        let key = entry.key.as_ref().map(|key| names::key(&subject(), key));
+        Write { after: None, time_to_live: entry.time_to_live, key: key.as_deref() }.headers()
+    }
+
+    fn stored(&self, sequence: u64, repeated: bool) -> Stored {
+        Stored::new(place(&self.identity, sequence), self.level, repeated)
+    }
+
+    /// Each is sent before the one before it is answered.
+    async fn each(&self, entries: Vec<NewEntry>) -> Vec<Result<Stored, AppendError>> {
+        let mut puts = self.put_each(&entries).await;
+        // Of two with one key the second is refused while the first is on its way. By now it is known what came of that.
+        for (put, entry) in puts.iter_mut().zip(entries) {
+            if *put == Err(PutFailure::Meanwhile) {
+                *put = self.put_each(&[entry]).await.pop().unwrap_or(Err(PutFailure::Unknown));
+            }
+        }
+        let stored =
+            |put: Result<Put, PutFailure>| put.map(|Put { sequence, repeated }| self.stored(sequence, repeated));
+        puts.into_iter().map(|put| stored(put).map_err(not_stored)).collect()
+    }
+
+    async fn put_each(&self, entries: &[NewEntry]) -> Vec<Result<Put, PutFailure>> {
+        let writes = entries.iter().map(|entry| (self.headers(entry), entry.bytes.clone())).collect();
+        self.streams.put_each(self.kind, self.identity.token(), &self.rest, writes).await
+    }
+
+    /// Nothing is sent behind one of which it is not known that it is stored, or never will be.
+    async fn in_turn(&self, entries: Vec<NewEntry>) -> Vec<Result<Stored, AppendError>> {
+        let mut outcomes = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let outcome = match is_open(&outcomes) {
+                true => Err(AppendError::Down),
+                false => self.each(vec![entry]).await.pop().unwrap_or(Err(AppendError::Unknown)),
+            };
+            outcomes.push(outcome);
+        }
+        outcomes
+    }
+
+    /// All in one, if the stream takes that.
+    async fn together(&self, entries: Vec<NewEntry>) -> Vec<Result<Stored, AppendError>> {
+        if entries.len() < 2 || !self.identity.takes_batches() {
+            return self.in_turn(entries).await;
+        }
+        let writes = entries.iter().map(|entry| (self.headers(entry), entry.bytes.clone())).collect();
+        match self.streams.put_together(self.kind, self.identity.token(), &self.rest, writes).await {
+            Ok(first) => (first..).take(entries.len()).map(|sequence| Ok(self.stored(sequence, false))).collect(),
+            Err(TogetherFailure::Refused) => self.in_turn(entries).await,
+            Err(TogetherFailure::Failed(failure)) => vec![Err(not_stored(failure)); entries.len()],
+        }
+    }
+}
+
+/// True if what comes behind these would pass one that may be appended again.
+fn is_open(outcomes: &[Result<Stored, AppendError>]) -> bool {
+    let is_certain =
+        |outcome: &&Result<_, AppendError>| !matches!(outcome, Err(AppendError::Full | AppendError::TooLarge));
+    outcomes.iter().rev().find(is_certain).is_some_and(Result::is_err)
+}
+
 pub(crate) async fn append(
     streams: Arc<Streams>,
     level: Level,
     to: Log,
     entry: NewEntry,
 ) -> Result<Stored, AppendError> {
-    let kind = Kind::of(&to);
-    let rest = names::log(&to).ok_or(AppendError::TooLarge)?;
-    let identity = streams.identity(kind).ok_or(AppendError::Down)?;
-    let key = entry.key.map(|key| names::key(&streams.names.subject(kind.letter(), "", &rest), &key));
-    let write = Write { after: None, time_to_live: entry.time_to_live, key: key.as_deref() };
-    match streams.put(kind, identity.token(), &rest, write, entry.bytes).await {
-        Ok(Put { sequence, repeated }) => Ok(Stored::new(place(&identity, sequence), identity.level(level), repeated)),
-        Err(PutFailure::Full) => Err(AppendError::Full),
-        Err(PutFailure::TooLarge) => Err(AppendError::TooLarge),
-        Err(PutFailure::Unknown) => Err(AppendError::Unknown),
-        Err(PutFailure::Down | PutFailure::WrongLast(_)) => Err(AppendError::Down),
+    let appending = Appending::to(streams, level, &to)?;
+    appending.each(vec![entry]).await.pop().unwrap_or(Err(AppendError::Unknown))
+}
+
+/// Those of a history go together or one after another: who publishes appends again what failed, and it is to stand before
+/// what was published after it. Others are sent one behind the other without waiting, as nobody appends them again.
+pub(crate) async fn append_all(
+    streams: Arc<Streams>,
+    limits: EngineLimits,
+    to: Log,
+    entries: Vec<NewEntry>,
+) -> Vec<Result<Stored, AppendError>> {
+    let fits = |entry: &NewEntry| entry.bytes.len() <= limits.message_bytes_max;
+    let are_sent: Vec<bool> = entries.iter().map(fits).collect();
+    let mut left: VecDeque<NewEntry> = entries.into_iter().filter(fits).collect();
+    let appending = Appending::to(streams, limits.level, &to);
+    let mut outcomes = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let some = take_some(&mut left);
+        outcomes.extend(match (&appending, &to) {
+            (Err(why), _) => vec![Err(*why); some.len()],
+            (Ok(_), Log::History(_)) if is_open(&outcomes) => vec![Err(AppendError::Down); some.len()],
+            (Ok(appending), Log::History(_)) => appending.together(some).await,
+            (Ok(appending), _) => appending.each(some).await,
+        });
     }
+    let mut outcomes = outcomes.into_iter();
+    let mut next = || outcomes.next().unwrap_or(Err(AppendError::Unknown));
+    are_sent.into_iter().map(|is_sent| if is_sent { next() } else { Err(AppendError::TooLarge) }).collect()
+}
+
+/// As many as are under way at a time.
+fn take_some(left: &mut VecDeque<NewEntry>) -> Vec<NewEntry> {
+    let (mut some, mut bytes) = (Vec::new(), 0);
+    while some.len() < TOGETHER_MAX
+        && bytes < TOGETHER_BYTES
+        && let Some(entry) = left.pop_front()
+    {
+        bytes += entry.bytes.len();
+        some.push(entry);
+    }
+    some
 }
 
 pub(crate) async fn read(streams: Arc<Streams>, from: Log, after: u64, max: usize) -> Result<Page, EngineDown> {

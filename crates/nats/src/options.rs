@@ -19,6 +19,8 @@ use crate::names::Names;
 
 /// The oldest version that can do what is asked of it: it forgets single messages in their time.
 pub(crate) const OLDEST: (u64, u64) = (2, 11);
+/// The oldest version that stores several messages together.
+pub(crate) const BATCHES: (u64, u64) = (2, 12);
 
 /// Where the broker is, how to be let in, and what is kept there. All nodes of a cluster have the same, except for their
 /// credentials.

@@ -312,7 +312,7 @@ impl Register {
             let at = match put {
                 Ok(Put { sequence, .. }) => return Ok(revision(&identity, sequence)),
                 Err(PutFailure::WrongLast(at)) => at,
-                Err(PutFailure::Unknown) => return Err(ClaimError::Unknown),
+                Err(PutFailure::Unknown | PutFailure::Meanwhile) => return Err(ClaimError::Unknown),
                 Err(PutFailure::TooLarge) => return Err(ClaimError::TooLarge),
                 Err(PutFailure::Down | PutFailure::Full) => return Err(ClaimError::Down),
             };

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
     task::JoinSet,
     time::{Instant, sleep, timeout_at},
 };
@@ -34,10 +34,14 @@ use crate::{
 
 /// How long one request to the register or a log may take.
 pub(crate) const REQUEST_MAX: Duration = Duration::from_secs(2);
+/// How long making a stream may take.
+const MAKE_MAX: Duration = Duration::from_secs(5);
 /// After this, a read that any replica may answer is asked of the leader too.
 const HEDGE_AFTER: Duration = Duration::from_millis(50);
 /// Most entries of one page.
 const PAGE_ENTRIES_MAX: usize = 1024;
+/// Most batches of this node in one stream: the broker takes 50 of all nodes.
+const BATCHES_MAX: usize = 2;
 /// The fewest replicas of which one can be lost.
 pub(crate) const REPLICATED_MIN: usize = 3;
 /// For how long a stream knows the keys of entries.
@@ -62,6 +66,8 @@ const DUPLICATE_MEANWHILE: u32 = 10158;
 const TOO_LARGE: [u32; 2] = [10054, 10097];
 /// Limits of the stream, and a disk that fails.
 const NOT_STORED: u32 = 10077;
+/// Of batches: there are none here, some of it is missing or known, it is too large, there are too many.
+const BATCH_REFUSED: [u32; 5] = [10174, 10176, 10199, 10201, 10210];
 /// What it says then if there is no room: in the mailbox or the stream, or on the disk.
 const FULL: [&str; 2] = ["maximum", "no space left"];
 
@@ -89,7 +95,7 @@ struct Ack {
 }
 
 /// Something was stored.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Put {
     pub(crate) sequence: u64,
     pub(crate) repeated: bool,
@@ -102,9 +108,25 @@ pub(crate) enum PutFailure {
     WrongLast(Option<u64>),
     Full,
     TooLarge,
+    /// One of the same key is on its way; what becomes of that is not known yet.
+    Meanwhile,
     /// Nothing was stored.
     Down,
     Unknown,
+}
+
+/// Why several were not written together.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum TogetherFailure {
+    /// One of them, or that they come together: nothing was stored, and each alone may be.
+    Refused,
+    Failed(PutFailure),
+}
+
+impl From<PutFailure> for TogetherFailure {
+    fn from(failure: PutFailure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 /// What a subject has.
@@ -121,6 +143,7 @@ pub(crate) struct Identity {
     token: Arc<str>,
     epoch: u64,
     replicas: usize,
+    takes_batches: bool,
 }
 
 impl Identity {
@@ -131,6 +154,12 @@ impl Identity {
     /// Another one if the stream was made anew, also with the old token.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Several entries are stored together in one turn of its replicas. A server alone would write them to its disk and sync
+    /// that first, which takes longer than one after the other.
+    pub(crate) fn takes_batches(&self) -> bool {
+        self.takes_batches && 1 < self.replicas
     }
 
     /// How well this stream stores, of an engine that stores so well: somebody may have taken replicas away since.
@@ -159,7 +188,11 @@ pub(crate) struct Streams {
     wanted: Wanted,
     api: String,
     is_clustered: bool,
+    /// The server of this connection is new enough for it.
+    may_batch: bool,
     known: RwLock<HashMap<Kind, Identity>>,
+    /// Turns to write several together: a stream takes so many batches at a time from all nodes.
+    batches: HashMap<Kind, Semaphore>,
     /// A write has failed, and none has succeeded since.
     writes_fail: AtomicBool,
     /// Woken when something failed: the streams are to be looked at.
@@ -167,7 +200,7 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    pub(crate) fn new(wire: Arc<Wire>, names: Names, wanted: Wanted, is_clustered: bool) -> Self {
+    pub(crate) fn new(wire: Arc<Wire>, names: Names, wanted: Wanted, is_clustered: bool, may_batch: bool) -> Self {
         let api = wanted.domain.as_ref().map_or("$JS.API".to_owned(), |domain| format!("$JS.{domain}.API"));
         Self {
             wire,
@@ -175,7 +208,9 @@ impl Streams {
             wanted,
             api,
             is_clustered,
+            may_batch,
             known: RwLock::default(),
+            batches: Kind::all().map(|kind| (kind, Semaphore::new(BATCHES_MAX))).collect(),
             writes_fail: AtomicBool::new(false),
             doubt: Notify::new(),
         }
@@ -335,9 +370,21 @@ impl Streams {
         // What lives for its time only has no other bound: the oldest is a living lease or record as well.
         let bytes_max = self.wanted.stream_bytes_max.filter(|_| kind.is_log());
         config["max_bytes"] = json!(bytes_max.map_or(-1, |bytes| bytes as i64));
+        if self.may_batch && matches!(kind, Kind::History(_)) {
+            config["allow_atomic"] = json!(true);
+        }
         config["description"] = json!("Of Bothways: see docs/cluster.md before you change it");
         config["metadata"] = json!({"bothways_token": token});
-        self.api(Outbox::Register, &format!("STREAM.CREATE.{name}"), &config, Duration::from_secs(5)).await
+        let create = format!("STREAM.CREATE.{name}");
+        let made = self.api(Outbox::Register, &create, &config, MAKE_MAX).await;
+        let fields = config.as_object_mut();
+        match made {
+            // The leader of the servers may be older than the one of this connection.
+            Err(ApiFailure::Refused(_)) if fields.is_some_and(|fields| fields.remove("allow_atomic").is_some()) => {
+                self.api(Outbox::Register, &create, &config, MAKE_MAX).await
+            }
+            made => made,
+        }
     }
 
     async fn info(&self, name: &str) -> Result<Value, ApiFailure> {
@@ -361,7 +408,8 @@ impl Streams {
         let created = info["created"].as_str().unwrap_or_default();
         let hash = Sha256::new().chain_update(token).chain_update([0]).chain_update(created).finalize();
         let epoch = hash[..8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
-        Ok(Identity { token: token.into(), epoch, replicas })
+        let takes_batches = found["allow_atomic"].as_bool().unwrap_or(false);
+        Ok(Identity { token: token.into(), epoch, replicas, takes_batches })
     }
 
     /// Whether JetStream is there, and how much of it.
@@ -423,6 +471,55 @@ impl Streams {
     ) -> Result<Put, PutFailure> {
         let subject = self.names.subject(kind.letter(), token, rest);
         let answered = self.wire.ask(kind.outbox(), subject, Some(write.headers()), bytes, REQUEST_MAX).await;
+        self.put_by(answered)
+    }
+
+    /// Writes several to a subject of a stream, without waiting for one before the next is sent. One that fails does not keep
+    /// those behind it from being written.
+    pub(crate) async fn put_each(
+        &self,
+        kind: Kind,
+        token: &str,
+        rest: &str,
+        writes: Vec<(HeaderMap, Bytes)>,
+    ) -> Vec<Result<Put, PutFailure>> {
+        let subject = self.names.subject(kind.letter(), token, rest);
+        let answers = self.wire.ask_each(kind.outbox(), &subject, writes, REQUEST_MAX).await;
+        answers.into_iter().map(|answered| self.put_by(answered)).collect()
+    }
+
+    /// Writes several to a subject of a stream, all or none, and returns the sequence of the first: they stand one behind the
+    /// other.
+    pub(crate) async fn put_together(
+        &self,
+        kind: Kind,
+        token: &str,
+        rest: &str,
+        mut writes: Vec<(HeaderMap, Bytes)>,
+    ) -> Result<u64, TogetherFailure> {
+        let _turn = self.batches[&kind].acquire().await.map_err(|_| PutFailure::Down)?;
+        let (batch, count) = (format!("{:016x}", rand::random::<u64>()), writes.len() as u64);
+        for (number, (headers, _)) in (1..).zip(&mut writes) {
+            headers.insert("Nats-Batch-Id", &*batch);
+            headers.insert("Nats-Batch-Sequence", number.to_string());
+            if number == count {
+                headers.insert("Nats-Batch-Commit", "1");
+            }
+        }
+        let subject = self.names.subject(kind.letter(), token, rest);
+        let answered = self.wire.ask_together(kind.outbox(), &subject, writes, REQUEST_MAX).await;
+        if let Ok(answer) = &answered
+            && let Ok(Ack { error: Some(error), .. }) = serde_json::from_slice(&answer.payload)
+            && is_refused_whole(&error)
+        {
+            return Err(TogetherFailure::Refused);
+        }
+        let put = self.put_by(answered)?;
+        (put.sequence + 1).checked_sub(count).ok_or(TogetherFailure::Failed(PutFailure::Unknown))
+    }
+
+    /// What came of a write that was answered so.
+    fn put_by(&self, answered: Result<Message, Failure>) -> Result<Put, PutFailure> {
         let answer = match answered {
             Ok(answer) => answer,
             // That says nothing of the broker.
@@ -655,12 +752,18 @@ fn put_failure(error: &ApiError) -> PutFailure {
             PutFailure::WrongLast(sequence)
         }
         WRONG_LAST_MEANWHILE => PutFailure::WrongLast(None),
-        DUPLICATE_MEANWHILE => PutFailure::Unknown,
+        DUPLICATE_MEANWHILE => PutFailure::Meanwhile,
         NOT_STORED if FULL.iter().any(|words| error.description.contains(words)) => PutFailure::Full,
         code if NO_ROOM.contains(&code) => PutFailure::Full,
         code if TOO_LARGE.contains(&code) => PutFailure::TooLarge,
         _ => PutFailure::Down,
     }
+}
+
+/// True if nothing of a batch was stored, and its parts may be, each alone: one is known, has no room, or is too large; or there
+/// are too many batches at the moment.
+fn is_refused_whole(error: &ApiError) -> bool {
+    BATCH_REFUSED.contains(&error.err_code) || matches!(put_failure(error), PutFailure::Full | PutFailure::TooLarge)
 }
 
 /// The messages of a batch up to the first that is missing: each names the one before it, and the first none.
@@ -696,7 +799,7 @@ impl Write<'_> {
         Self { after: Some(sequence), time_to_live: Some(time_to_live), key: None }
     }
 
-    fn headers(self) -> HeaderMap {
+    pub(crate) fn headers(self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         if let Some(sequence) = self.after {
             headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.to_string());
@@ -794,7 +897,7 @@ mod tests {
         assert_eq!(failure(10077, "write 1.blk: no space left on device"), PutFailure::Full);
         assert_eq!(failure(10077, "write: input/output error"), PutFailure::Down);
         assert_eq!(failure(10047, "insufficient storage resources available"), PutFailure::Full);
-        assert_eq!(failure(10158, "duplicate"), PutFailure::Unknown);
+        assert_eq!(failure(10158, "duplicate"), PutFailure::Meanwhile);
         assert_eq!(failure(10054, "message size exceeds maximum allowed"), PutFailure::TooLarge);
         assert_eq!(failure(1, "?"), PutFailure::Down);
     }

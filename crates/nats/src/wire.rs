@@ -16,7 +16,7 @@ use std::{
 };
 
 use async_nats::{
-    Client, Event, HeaderMap, Message, ServerError, StatusCode, Subscriber, client::PublishErrorKind,
+    Client, Event, HeaderMap, Message, PublishError, ServerError, StatusCode, Subscriber, client::PublishErrorKind,
     connection::State as ConnectionState,
 };
 use bothways::cluster::engine::EngineState;
@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use tokio::{
     sync::{AcquireError, Notify, Semaphore, SemaphorePermit, mpsc, oneshot, watch},
     task::AbortHandle,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 /// Most messages of one outbox that were sent and not answered yet.
@@ -255,6 +255,7 @@ impl Wire {
     async fn room(
         &self,
         of: Outbox,
+        messages: usize,
         bytes: usize,
         within: Duration,
     ) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), Failure> {
@@ -266,10 +267,11 @@ impl Wire {
             Outbox::Mail => &self.mail,
             Outbox::Logs => &self.logs,
         };
-        // One that is larger than the whole outbox goes alone.
-        let bytes = bytes.min(OUTBOX_BYTES_MAX) as u32;
-        let both =
-            async { Ok::<_, AcquireError>((room.messages.acquire().await?, room.bytes.acquire_many(bytes).await?)) };
+        // What is larger than the whole outbox goes alone.
+        let (messages, bytes) = (messages.min(OUTBOX_MESSAGES_MAX) as u32, bytes.min(OUTBOX_BYTES_MAX) as u32);
+        let both = async {
+            Ok::<_, AcquireError>((room.messages.acquire_many(messages).await?, room.bytes.acquire_many(bytes).await?))
+        };
         let both = timeout(within, both).await.map_err(|_| Failure::NoRoom)?.map_err(|_| Failure::NotSent)?;
         // Gone meanwhile.
         if self.events.is_up() { Ok(both) } else { Err(Failure::NotSent) }
@@ -292,10 +294,7 @@ impl Wire {
             Some(headers) => self.client.publish_with_reply_and_headers(subject, reply, headers, bytes).await,
             None => self.client.publish_with_reply(subject, reply, bytes).await,
         };
-        sent.map_err(|error| match error.kind() {
-            PublishErrorKind::MaxPayloadExceeded => Failure::TooLarge,
-            _ => Failure::NotSent,
-        })
+        sent.map_err(|error| not_sent(&error))
     }
 
     /// Asks, and waits this long, for room too.
@@ -308,18 +307,84 @@ impl Wire {
         within: Duration,
     ) -> Result<Message, Failure> {
         let began = Instant::now();
-        let _room = self.room(of, bytes.len(), within).await?;
+        let _room = self.room(of, 1, bytes.len(), within).await?;
         let (sender, answer) = oneshot::channel();
         let (_asked, reply) = self.asked(Waiting::One(sender));
         let answered = timeout(within.saturating_sub(began.elapsed()), async {
             self.send(subject, reply, headers, bytes).await?;
             answer.await.map_err(|_| Failure::Unknown)
         });
-        let message = answered.await.map_err(|_| Failure::Unknown)??;
-        match message.status {
-            Some(StatusCode::NO_RESPONDERS) => Err(Failure::Nobody),
-            _ => Ok(message),
+        answered.await.map_err(|_| Failure::Unknown)?.and_then(by_somebody)
+    }
+
+    /// Asks several times, one behind the other, and waits this long for all answers. They are in the order of what was
+    /// asked.
+    pub(crate) async fn ask_each(
+        &self,
+        of: Outbox,
+        subject: &str,
+        messages: Vec<(HeaderMap, Bytes)>,
+        within: Duration,
+    ) -> Vec<Result<Message, Failure>> {
+        let (until, count) = (Instant::now() + within, messages.len());
+        let bytes = messages.iter().map(|(_, bytes)| bytes.len()).sum();
+        let _room = match self.room(of, count, bytes, within).await {
+            Ok(room) => room,
+            Err(failure) => return (0..count).map(|_| Err(failure)).collect(),
+        };
+        let (mut waiting, mut broken) = (Vec::with_capacity(count), None);
+        for (headers, bytes) in messages {
+            let (sender, answer) = oneshot::channel();
+            let (asked, reply) = self.asked(Waiting::One(sender));
+            let sent = match broken {
+                Some(failure) => Err(failure),
+                // One that is given up here has not gone out.
+                None => timeout_at(until, self.send(subject.to_owned(), reply, Some(headers), bytes))
+                    .await
+                    .unwrap_or(Err(Failure::NotSent)),
+            };
+            broken = sent.err().filter(|failure| *failure != Failure::TooLarge).or(broken);
+            waiting.push(sent.map(|()| (asked, answer)));
         }
+
+        let mut answers = Vec::with_capacity(count);
+        for one in waiting {
+            answers.push(match one {
+                Ok((_asked, answer)) => match timeout_at(until, answer).await {
+                    Ok(Ok(message)) => by_somebody(message),
+                    _ => Err(Failure::Unknown),
+                },
+                Err(failure) => Err(failure),
+            });
+        }
+        answers
+    }
+
+    /// Sends several, one behind the other, of which the last one is answered; and waits this long.
+    pub(crate) async fn ask_together(
+        &self,
+        of: Outbox,
+        subject: &str,
+        mut messages: Vec<(HeaderMap, Bytes)>,
+        within: Duration,
+    ) -> Result<Message, Failure> {
+        let (until, count) = (Instant::now() + within, messages.len());
+        let bytes = messages.iter().map(|(_, bytes)| bytes.len()).sum();
+        let _room = self.room(of, count, bytes, within).await?;
+        let Some((headers, bytes)) = messages.pop() else { return Err(Failure::NotSent) };
+        let (sender, answer) = oneshot::channel();
+        let (_asked, reply) = self.asked(Waiting::One(sender));
+        let sent = timeout_at(until, async {
+            for (headers, bytes) in messages {
+                let sent = self.client.publish_with_headers(subject.to_owned(), headers, bytes).await;
+                sent.map_err(|error| not_sent(&error))?;
+            }
+            self.send(subject.to_owned(), reply, Some(headers), bytes).await
+        });
+        // Without the last one the others are nothing.
+        sent.await.map_err(|_| Failure::NotSent)??;
+        let answered = timeout_at(until, answer).await;
+        answered.map_err(|_| Failure::Unknown)?.map_err(|_| Failure::Unknown).and_then(by_somebody)
     }
 
     /// Asks what is answered by several messages, up to one for which `is_last` holds, which is not among them.
@@ -333,7 +398,7 @@ impl Wire {
         within: Duration,
     ) -> Result<Vec<Message>, Failure> {
         let began = Instant::now();
-        let _room = self.room(of, bytes.len(), within).await?;
+        let _room = self.room(of, 1, bytes.len(), within).await?;
         let (sender, mut answers) = mpsc::channel(most + 1);
         let (_asked, reply) = self.asked(Waiting::Many(sender));
         let all = timeout(within.saturating_sub(began.elapsed()), async {
@@ -355,7 +420,7 @@ impl Wire {
 
     /// Sends what nobody answers, and waits until it is written.
     pub(crate) async fn tell(&self, subject: String, bytes: Bytes) -> Result<(), Failure> {
-        let _room = self.room(Outbox::Mail, bytes.len(), WRITE_MAX).await?;
+        let _room = self.room(Outbox::Mail, 1, bytes.len(), WRITE_MAX).await?;
         let written = timeout(WRITE_MAX, async {
             self.client.publish(subject, bytes).await.map_err(|_| Failure::NotSent)?;
             self.client.flush().await.map_err(|_| Failure::Unknown)
@@ -408,6 +473,21 @@ impl Wire {
     /// Leaves the server of this connection, and takes another one.
     pub(crate) async fn leave_server(&self) {
         let _ = timeout(WRITE_MAX, self.client.force_reconnect()).await;
+    }
+}
+
+fn not_sent(error: &PublishError) -> Failure {
+    match error.kind() {
+        PublishErrorKind::MaxPayloadExceeded => Failure::TooLarge,
+        _ => Failure::NotSent,
+    }
+}
+
+/// What was answered, if it is not that nobody is there.
+fn by_somebody(message: Message) -> Result<Message, Failure> {
+    match message.status {
+        Some(StatusCode::NO_RESPONDERS) => Err(Failure::Nobody),
+        _ => Ok(message),
     }
 }
 

@@ -99,6 +99,8 @@ struct Faults {
     reads_are_old: bool,
     /// So many claims end unknown; and whether they are applied.
     claims_unknown: (usize, bool),
+    /// After so many appends that go well, so many end unknown; and whether they are applied.
+    appends_unknown: (usize, usize, bool),
     mail_lost: usize,
     answers_lost: usize,
     mail_twice: usize,
@@ -426,10 +428,33 @@ impl Store for MemoryEngine {
         }
         let appended = self.side.registered(move |shared, state| append(shared, state, to, entry));
         Box::pin(async move {
-            let (stored, told) = appended.await.map_err(|_| AppendError::Down)??;
-            // Not under the lock: a follower may ask for something.
-            told.into_iter().for_each(|(follower, message)| follower.message(message));
-            Ok(stored)
+            let (outcome, told) = appended.await.map_err(|_| AppendError::Down)?;
+            tell_all(told);
+            outcome
+        })
+    }
+
+    /// Nothing of others comes between.
+    fn append_all(&self, to: Log, entries: Vec<NewEntry>) -> BoxFuture<Vec<Result<Stored, AppendError>>> {
+        let (count, most) = (entries.len(), self.side.shared.limits.message_bytes_max);
+        let appended = self.side.registered(move |shared, state| {
+            let (mut outcomes, mut all_told, mut is_open) = (Vec::with_capacity(entries.len()), Told::new(), false);
+            for entry in entries {
+                let (outcome, told) = match most < entry.bytes.len() {
+                    true => (Err(AppendError::TooLarge), Told::new()),
+                    false if is_open => (Err(AppendError::Down), Told::new()),
+                    false => append(shared, state, to.clone(), entry),
+                };
+                is_open |= matches!(outcome, Err(AppendError::Down | AppendError::Unknown));
+                outcomes.push(outcome);
+                all_told.extend(told);
+            }
+            (outcomes, all_told)
+        });
+        Box::pin(async move {
+            let Ok((outcomes, told)) = appended.await else { return vec![Err(AppendError::Down); count] };
+            tell_all(told);
+            outcomes
         })
     }
 
@@ -520,7 +545,26 @@ impl Store for MemoryEngine {
 
 type Told = Vec<(Arc<dyn Follower>, Followed)>;
 
-fn append(shared: &Shared, state: &mut State, to: Log, entry: NewEntry) -> Result<(Stored, Told), AppendError> {
+/// Not under the lock: a follower may ask for something.
+fn tell_all(told: impl IntoIterator<Item = (Arc<dyn Follower>, Followed)>) {
+    told.into_iter().for_each(|(follower, message)| follower.message(message));
+}
+
+/// What the one who appends is told, and those who follow.
+fn append(shared: &Shared, state: &mut State, to: Log, entry: NewEntry) -> (Result<Stored, AppendError>, Told) {
+    let (well, unknown, applied) = &mut state.faults.appends_unknown;
+    let (is_unknown, is_applied) = (!take_one(well) && take_one(unknown), *applied);
+    if is_unknown && !is_applied {
+        return (Err(AppendError::Unknown), Told::new());
+    }
+    match store(shared, state, to, entry) {
+        Ok((_, told)) if is_unknown => (Err(AppendError::Unknown), told),
+        Ok((stored, told)) => (Ok(stored), told),
+        Err(why) => (Err(why), Told::new()),
+    }
+}
+
+fn store(shared: &Shared, state: &mut State, to: Log, entry: NewEntry) -> Result<(Stored, Told), AppendError> {
     let (now, epoch, limits) = (Instant::now(), state.store_epoch, &shared.limits);
     let size = entry.bytes.len();
     if !state.has_room(size) {
@@ -877,6 +921,12 @@ impl MemoryFaults {
     /// The next so many claims end as [`ClaimError::Unknown`], and are applied all the same, or not.
     pub fn claims_unknown(&self, count: usize, applied: bool) {
         self.shared.state.lock().faults.claims_unknown = (count, applied);
+    }
+
+    /// After so many appends that go well, the next so many end as [`AppendError::Unknown`], and are applied all the same, or
+    /// not.
+    pub fn appends_unknown(&self, after: usize, count: usize, applied: bool) {
+        self.shared.state.lock().faults.appends_unknown = (after, count, applied);
     }
 
     /// All leases end at once, although their nodes live and have renewed them.

@@ -2,7 +2,7 @@
 //! to each node that follows the topic, live. What is missing between is read from the log.
 //!
 //! ```text
-//!  publish ──► the queue of its topic, one append at a time ──► log ──► followers ──► Hub::arrive ──► subscribers here
+//!  publish ──► the queue of its topic, some of it at a time ──► log ──► followers ──► Hub::arrive ──► subscribers here
 //!                                                                │                        │ something is missing
 //!                                                                └──── read, a page at a time ◄──┘
 //! ```
@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::{
-    engine::{AppendError, BoxFuture, EngineState, Followed, Follower, Following, Log, NewEntry, Place, Stored},
+    engine::{AppendError, BoxFuture, EngineState, Followed, Follower, Following, Level, Log, NewEntry, Place, Stored},
     node::{Node, until_stopped},
     view::ClusterStats,
 };
@@ -46,6 +46,10 @@ use crate::{
 const WAITING_MAX: usize = 64 << 10;
 /// See [`WAITING_MAX`].
 const WAITING_BYTES_MAX: usize = 16 << 20;
+/// What of one topic is appended at a time: most messages, and bytes after which no more are taken.
+const TOGETHER_MAX: usize = 256;
+/// See [`TOGETHER_MAX`].
+const TOGETHER_BYTES: usize = 1 << 20;
 /// How long a publish is tried.
 const APPEND_MAX: Duration = Duration::from_secs(10);
 /// How long a message that is stored may take to come back, so that its receipt has the sessions of this node.
@@ -85,7 +89,7 @@ struct State {
     next: u64,
     /// By number.
     publishing: HashMap<u64, Publishing>,
-    /// Numbers that wait, by topic: the first one is being appended.
+    /// Numbers that wait, by topic: the first ones are being appended.
     queues: HashMap<Arc<str>, VecDeque<(u64, NewEntry)>>,
     waiting: usize,
     waiting_bytes: usize,
@@ -99,6 +103,8 @@ struct Publishing {
     storing: Storing,
     since: Instant,
     stored: Option<Stored>,
+    /// It was tried, and may have been stored then.
+    maybe: bool,
     /// Where it was seen in the log.
     seen: Option<Place>,
     /// The sessions of this node have it.
@@ -111,6 +117,22 @@ struct Letter {
     from: u64,
     number: u64,
     carried: Carried,
+}
+
+/// A publish that does not wait any more.
+enum Over {
+    Stored(u64),
+    Failed(Box<Publishing>, AppendError),
+}
+
+impl State {
+    /// The first so many of a topic wait no longer.
+    fn forget_first(&mut self, topic: &str, count: usize) {
+        let Some(queue) = self.queues.get_mut(topic) else { return };
+        let gone = queue.drain(..count.min(queue.len()));
+        let (count, bytes) = gone.fold((0, 0), |(count, bytes), (_, entry)| (count + 1, bytes + entry.bytes.len()));
+        (self.waiting, self.waiting_bytes) = (self.waiting - count, self.waiting_bytes - bytes);
+    }
 }
 
 impl TopicsOfNode {
@@ -155,6 +177,71 @@ impl TopicsOfNode {
         if let Some(Publishing { topic, storing, stored: Some(stored), .. }) = over {
             storing.done(Ok(vec![Kept::new(Log::History(topic.to_string()), stored)]));
         }
+    }
+
+    /// What is to be appended to this topic next. `None`: nothing waits, and the queue is closed.
+    fn take_some(&self, topic: &str) -> Option<Vec<(u64, NewEntry)>> {
+        let mut state = self.state.lock();
+        let queue = state.queues.get(topic)?;
+        let mut bytes = 0;
+        let is_within = |(_, entry): &&(u64, NewEntry)| {
+            let is_within = bytes < TOGETHER_BYTES;
+            bytes += entry.bytes.len();
+            is_within
+        };
+        let some: Vec<_> = queue.iter().take(TOGETHER_MAX).take_while(is_within).cloned().collect();
+        if some.is_empty() {
+            state.queues.remove(topic);
+            return None;
+        }
+        Some(some)
+    }
+
+    /// What came of the first that waited. Those that are over, so many, are taken from the queue; what is behind them is tried
+    /// again.
+    fn note(
+        &self,
+        topic: &str,
+        numbers: &[u64],
+        outcomes: &[Result<Stored, AppendError>],
+        level: Level,
+    ) -> (Vec<Over>, usize) {
+        let mut state = self.state.lock();
+        for (number, outcome) in numbers.iter().zip(outcomes) {
+            if let Some(publishing) = state.publishing.get_mut(number) {
+                publishing.maybe |= *outcome == Err(AppendError::Unknown);
+            }
+        }
+        let last_stored = outcomes.iter().rposition(Result::is_ok);
+        let (mut all, mut count) = (Vec::new(), 0);
+        for (at, (number, outcome)) in numbers.iter().zip(outcomes).enumerate() {
+            let Some(publishing) = state.publishing.get_mut(number) else {
+                count += 1;
+                continue;
+            };
+            // Where one behind it is stored, it would come too late.
+            let may_wait = Some(at) > last_stored && publishing.since.elapsed() < APPEND_MAX;
+            let stored = match (outcome, publishing.seen) {
+                // The first of them, which was tried before, comes back as a new one does.
+                (Ok(stored), _) => Ok(Stored { repeated: stored.repeated && !publishing.maybe, ..*stored }),
+                (Err(why @ (AppendError::Full | AppendError::TooLarge)), _) => Err(*why),
+                (Err(_), _) if may_wait => break,
+                // It has come back: so it is stored.
+                (Err(_), Some(place)) => Ok(Stored::new(place, level, false)),
+                (Err(_), None) if publishing.maybe => Err(AppendError::Unknown),
+                (Err(why), None) => Err(*why),
+            };
+            count += 1;
+            match stored {
+                Ok(stored) => {
+                    publishing.stored = Some(stored);
+                    all.push(Over::Stored(*number));
+                }
+                Err(why) => all.extend(state.publishing.remove(number).map(|one| Over::Failed(Box::new(one), why))),
+            }
+        }
+        state.forget_first(topic, count);
+        (all, count)
     }
 
     /// Publishes that are stored, and still have not come back.
@@ -321,71 +408,31 @@ impl Node {
         }
     }
 
-    /// Appends what waits for one topic, one after another.
+    /// Appends what waits for one topic, in its order, and what failed again before what is behind it.
     async fn append_all(self: Arc<Self>, topic: Arc<str>) {
-        loop {
-            let next = {
-                let mut state = self.topics.state.lock();
-                let queue = state.queues.get(&topic);
-                match queue.and_then(|queue| queue.front().cloned()) {
-                    Some(next) => next,
-                    None => {
-                        state.queues.remove(&topic);
-                        return;
-                    }
-                }
-            };
-            let (number, entry) = next;
-            let outcome = self.append(&topic, number, &entry).await;
+        let (log, mut tries) = (Log::History(topic.to_string()), 0);
+        while let Some(some) = self.topics.take_some(&topic) {
+            let (numbers, entries): (Vec<u64>, Vec<NewEntry>) = some.into_iter().unzip();
+            // A store that answers less than it was asked leaves the others unknown.
+            let appended = timeout(APPEND_MAX, self.engine.append_all(log.clone(), entries)).await.unwrap_or_default();
+            let unknown = std::iter::repeat(Err(AppendError::Unknown));
+            let outcomes: Vec<_> = appended.into_iter().chain(unknown).take(numbers.len()).collect();
 
-            let over = {
-                let mut state = self.topics.state.lock();
-                state.waiting -= 1;
-                state.waiting_bytes -= entry.bytes.len();
-                if let Some(queue) = state.queues.get_mut(&topic) {
-                    queue.pop_front();
-                }
-                match outcome {
-                    Ok(stored) => {
-                        if let Some(publishing) = state.publishing.get_mut(&number) {
-                            publishing.stored = Some(stored);
-                        }
-                        None
-                    }
-                    Err(why) => state.publishing.remove(&number).map(|publishing| (publishing, why)),
-                }
-            };
+            let level = self.engine.limits().level;
+            let (over, count) = self.topics.note(&topic, &numbers, &outcomes, level);
             let Some(sessions) = self.sessions.upgrade() else { return };
-            match over {
-                None => self.settle_publish(&sessions, number),
-                Some((publishing, why)) => self.fail(&sessions, publishing, why),
-            }
-        }
-    }
-
-    /// Appends one, and again within its time.
-    async fn append(&self, topic: &Arc<str>, number: u64, entry: &NewEntry) -> Result<Stored, AppendError> {
-        let log = Log::History(topic.to_string());
-        let began = self.topics.state.lock().publishing.get(&number).map_or_else(Instant::now, |one| one.since);
-        let (mut tries, mut maybe) = (0, false);
-        loop {
-            let why = match self.engine.append(log.clone(), entry.clone()).await {
-                // The first of them, which was tried before, comes back as a new one does.
-                Ok(stored) => return Ok(Stored { repeated: stored.repeated && !maybe, ..stored }),
-                Err(why @ (AppendError::Full | AppendError::TooLarge)) => return Err(why),
-                Err(why) => why,
-            };
-            maybe |= why == AppendError::Unknown;
-            let seen = || self.topics.state.lock().publishing.get(&number).and_then(|one| one.seen);
-            if APPEND_MAX <= began.elapsed() {
-                // It has come back: so it is stored.
-                if let Some(place) = seen() {
-                    return Ok(Stored::new(place, self.engine.limits().level, false));
+            for over in over {
+                match over {
+                    Over::Stored(number) => self.settle_publish(&sessions, number),
+                    Over::Failed(publishing, why) => self.fail(&sessions, *publishing, why),
                 }
-                return Err(if maybe { AppendError::Unknown } else { why });
             }
-            sleep(backoff(PAUSE_FIRST, PAUSE_MOST, tries, 1.0)).await;
-            tries += 1;
+            drop(sessions);
+            tries = if count == 0 { tries } else { 0 };
+            if count < numbers.len() {
+                sleep(backoff(PAUSE_FIRST, PAUSE_MOST, tries, 1.0)).await;
+                tries += 1;
+            }
         }
     }
 
@@ -551,6 +598,7 @@ impl SharedHistories for Node {
             storing,
             since: Instant::now(),
             stored: None,
+            maybe: false,
             seen: None,
             is_delivered: false,
         };
@@ -624,5 +672,142 @@ pub(super) async fn keep_topics(
             () = sleep(PAUSE_MOST), if retry => {}
             () = tokio::time::sleep_until(sweep_at) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a log that takes some, loses some, and does not answer for others.
+    #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+    enum Fate {
+        Taken,
+        TakenUnheard,
+        Lost,
+        Refused,
+        Full,
+    }
+
+    const FATES: [Fate; 5] = [Fate::Taken, Fate::TakenUnheard, Fate::Lost, Fate::Refused, Fate::Full];
+
+    /// A log that knows what it has taken.
+    #[derive(Default)]
+    struct TestLog {
+        taken: Vec<u64>,
+    }
+
+    impl TestLog {
+        fn append(&mut self, number: u64, fate: Fate) -> Result<Stored, AppendError> {
+            let stored =
+                |at: usize, repeated| Stored::new(Place { epoch: 1, sequence: at as u64 + 1 }, Level::Memory, repeated);
+            if let Some(at) = self.taken.iter().position(|taken| *taken == number) {
+                return Ok(stored(at, true));
+            }
+            match fate {
+                Fate::Taken | Fate::TakenUnheard => self.taken.push(number),
+                Fate::Lost | Fate::Refused | Fate::Full => {}
+            }
+            match fate {
+                Fate::Taken => Ok(stored(self.taken.len() - 1, false)),
+                Fate::TakenUnheard | Fate::Lost => Err(AppendError::Unknown),
+                Fate::Refused => Err(AppendError::Down),
+                Fate::Full => Err(AppendError::Full),
+            }
+        }
+    }
+
+    async fn topics_with(count: u64) -> (TopicsOfNode, Arc<str>) {
+        let (topics, topic): (_, Arc<str>) = (TopicsOfNode::new(), "news".into());
+        let mut state = topics.state.lock();
+        for number in 1..=count {
+            let push = Push::new("News", "Say", "x");
+            let receipt = Receipt::new();
+            let publishing = Publishing {
+                topic: Arc::clone(&topic),
+                push,
+                storing: receipt.storing(vec![Log::History("news".to_owned())]),
+                receipt,
+                since: Instant::now(),
+                stored: None,
+                maybe: false,
+                seen: None,
+                is_delivered: false,
+            };
+            state.publishing.insert(number, publishing);
+            let entry = NewEntry::new("x").with_key(number.to_string());
+            state.queues.entry(Arc::clone(&topic)).or_default().push_back((number, entry));
+            (state.waiting, state.waiting_bytes) = (state.waiting + 1, state.waiting_bytes + 1);
+        }
+        drop(state);
+        (topics, topic)
+    }
+
+    /// Whatever becomes of each of a window, also where a log goes on behind one that failed: what is stored stands in the order
+    /// of the publishes, each once, and what is said to be stored is.
+    #[tokio::test(start_paused = true)]
+    async fn a_window_that_fails_anywhere_stays_in_order() {
+        const COUNT: u32 = 4;
+        for stops in [true, false] {
+            for case in 0..5_usize.pow(COUNT) {
+                let mut fates: Vec<Fate> = (0..COUNT).map(|digit| FATES[case / 5_usize.pow(digit) % 5]).collect();
+                if !stops && fates.contains(&Fate::TakenUnheard) {
+                    // Nobody could know of it: that is why a log is to stop.
+                    fates.iter_mut().filter(|fate| **fate == Fate::TakenUnheard).for_each(|fate| *fate = Fate::Taken);
+                }
+                let (topics, topic) = topics_with(u64::from(COUNT)).await;
+                let (mut log, mut is_first) = (TestLog::default(), true);
+                let (mut stored, mut failed, mut rounds) = (Vec::new(), Vec::new(), 0);
+                while let Some(some) = topics.take_some(&topic) {
+                    rounds += 1;
+                    let numbers: Vec<u64> = some.iter().map(|(number, _)| *number).collect();
+                    let (mut outcomes, mut is_open) = (Vec::new(), false);
+                    for number in &numbers {
+                        let fate = if is_first { fates[*number as usize - 1] } else { Fate::Taken };
+                        let outcome = if is_open && stops { Err(AppendError::Down) } else { log.append(*number, fate) };
+                        is_open |= matches!(outcome, Err(AppendError::Down | AppendError::Unknown));
+                        outcomes.push(outcome);
+                    }
+                    is_first = false;
+                    for over in topics.note(&topic, &numbers, &outcomes, Level::Memory).0 {
+                        match over {
+                            Over::Stored(number) => stored.push(number),
+                            Over::Failed(publishing, why) => failed.push((publishing.storing, why)),
+                        }
+                    }
+                }
+                assert!(log.taken.is_sorted(), "{fates:?}: {:?}", log.taken);
+                assert!(rounds <= 2 && stored.len() + failed.len() == COUNT as usize, "{fates:?}");
+                let is_there = |number: &u64| log.taken.contains(number);
+                assert!(stored.iter().all(is_there), "{fates:?}: {stored:?}");
+                let state = topics.state.lock();
+                assert_eq!((state.waiting, state.waiting_bytes), (0, 0), "{fates:?}");
+                let told: Vec<Stored> = state.publishing.values().filter_map(|one| one.stored).collect();
+                assert!(told.iter().all(|stored| !stored.repeated), "each was stored by this publish");
+                if stops {
+                    // Tried again until it is stored, where nothing has passed it.
+                    let full = failed.iter().all(|(_, why)| *why == AppendError::Full);
+                    assert!(full, "{fates:?}");
+                }
+            }
+        }
+    }
+
+    /// What is not stored in its time is given up, and what may be is said to be unknown; what was seen in the log is stored.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_stored_in_time_is_given_up() {
+        let (topics, topic) = topics_with(3).await;
+        let down = [Err(AppendError::Unknown), Err(AppendError::Unknown), Err(AppendError::Down)];
+        assert_eq!(topics.note(&topic, &[1, 2, 3], &down, Level::Memory).1, 0);
+        let place = Place { epoch: 1, sequence: 7 };
+        topics.state.lock().publishing.get_mut(&2).expect("it waits").seen = Some(place);
+        tokio::time::advance(APPEND_MAX).await;
+        let (over, count) = topics.note(&topic, &[1, 2, 3], &[Err(AppendError::Down); 3], Level::Memory);
+        assert_eq!(count, 3);
+        assert!(matches!(&over[0], Over::Failed(_, AppendError::Unknown)));
+        assert!(matches!(&over[1], Over::Stored(2)));
+        assert!(matches!(&over[2], Over::Failed(_, AppendError::Down)));
+        assert_eq!(topics.state.lock().publishing[&2].stored.map(|stored| stored.place), Some(place));
+        assert!(topics.take_some(&topic).is_none());
     }
 }

@@ -449,7 +449,7 @@ impl Changes for Tally {
 
 impl Receipt {
     /// Only counts.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { tally: Arc::default(), each: None }
     }
 

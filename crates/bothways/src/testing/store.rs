@@ -131,22 +131,39 @@ async fn a_log_is_read_from_any_place(bed: StoreBed) {
 }
 
 async fn what_is_appended_together_keeps_its_order(bed: StoreBed) {
-    let (one, log) = (bed.node(), Log::Mailbox("ann".to_owned()));
-    let entry = |number: usize| NewEntry::new(number.to_string()).with_time_to_live(SOON * 12);
-    let entries: Vec<NewEntry> = (0..20).map(|number| entry(number % 19).with_key((number % 19).to_string())).collect();
-    let large = NewEntry::new(vec![0; bed.limits.message_bytes_max + 1]);
-    let entries = entries.into_iter().chain([large, entry(20)]).collect();
-    let stored = one.append_all(log.clone(), entries).await;
-    assert_eq!(stored.len(), 22);
-    assert_eq!(stored[20], Err(AppendError::TooLarge), "one that fails does not keep the next from being appended");
-    let again = stored[19].expect("it is there");
-    assert_eq!((again.repeated, Ok(again.place)), (true, stored[0].map(|stored| stored.place)));
-    let places: Vec<Place> =
-        stored.iter().flatten().filter(|stored| !stored.repeated).map(|stored| stored.place).collect();
-    assert!(places.len() == 20 && places.is_sorted(), "{places:?}");
-    let page = one.read(log, 0, 100).await.expect("the store works");
-    assert_eq!(page.entries.iter().map(|(place, _)| *place).collect::<Vec<_>>(), places);
-    assert_eq!(page.entries[19].1, text("20"));
+    let one = bed.node();
+    for log in [Log::Mailbox, Log::History, Log::Dead].map(|log| log("ann".to_owned())) {
+        let entry = |number: usize| NewEntry::new(number.to_string()).with_time_to_live(SOON * 12);
+        let entries = (0..20).map(|number| entry(number % 19).with_key((number % 19).to_string()));
+        let large = NewEntry::new(vec![0; bed.limits.message_bytes_max + 1]);
+        let entries = entries.chain([large, entry(20)]).collect();
+        let stored = one.append_all(log.clone(), entries).await;
+        assert_eq!(stored.len(), 22);
+        assert_eq!(stored[20], Err(AppendError::TooLarge), "one that fails does not keep the next from being appended");
+        let again = stored[19].expect("it is there");
+        assert_eq!((again.repeated, Ok(again.place)), (true, stored[0].map(|stored| stored.place)));
+        let places: Vec<Place> =
+            stored.iter().flatten().filter(|stored| !stored.repeated).map(|stored| stored.place).collect();
+        assert!(places.len() == 20 && places.is_sorted(), "{places:?}");
+        let page = one.read(log.clone(), 0, 100).await.expect("the store works");
+        assert_eq!(page.entries.iter().map(|(place, _)| *place).collect::<Vec<_>>(), places);
+        assert_eq!(page.entries[19].1, text("20"));
+
+        // None of these is known, too large, or the same as another one.
+        let entries = (30..50).map(|number| entry(number).with_key(number.to_string()));
+        let stored = one.append_all(log.clone(), entries.clone().collect()).await;
+        let places: Vec<Place> = stored.iter().flatten().map(|stored| stored.place).collect();
+        assert!(places.len() == 20 && stored.iter().flatten().all(|stored| !stored.repeated), "{stored:?}");
+        let page =
+            one.read(log.clone(), page.last.map_or(0, |last| last.sequence), 100).await.expect("the store works");
+        let expected: Vec<(Place, Bytes)> =
+            places.iter().copied().zip((30..50).map(|number: usize| text(&number.to_string()))).collect();
+        assert_eq!(page.entries, expected, "each stands where it is said to");
+        let again = one.append_all(log.clone(), entries.collect()).await;
+        assert_eq!(again.iter().flatten().map(|stored| stored.place).collect::<Vec<_>>(), places);
+        assert!(again.iter().flatten().all(|stored| stored.repeated), "{again:?}");
+        assert!(one.append_all(log, Vec::new()).await.is_empty());
+    }
 }
 
 async fn a_key_is_stored_once_in_its_log(bed: StoreBed) {
