@@ -40,6 +40,8 @@ pub(super) struct Wanted {
     pub(super) id: SessionId,
     pub(super) hash: [u8; 32],
     pub(super) attempt: Option<u64>,
+    /// How the client calls its device.
+    pub(super) device: Option<Box<str>>,
     pub(super) connection: Connection,
 }
 
@@ -63,7 +65,8 @@ impl Node {
         let id = hello.get(keys::SESSION_ID)?.parse().ok()?;
         let hash = hash_of(hello.get(keys::SESSION_KEY)?);
         let attempt = hello.get(keys::SESSION_TRY).and_then(|attempt| attempt.parse().ok());
-        let wanted = Wanted { id, hash, attempt, connection: connection.clone() };
+        let device = hello.get(keys::DEVICE).map(Into::into);
+        let wanted = Wanted { id, hash, attempt, device, connection: connection.clone() };
         let node = self.this()?;
         Some(Box::pin(async move {
             // It may go on for longer than its client waits: as long as nobody knows whose the session is.
@@ -159,6 +162,10 @@ impl Node {
                     claim.claimed(outcome)
                 }
                 Step::Install { term, revision, image } => {
+                    if let Some(mail) = self.registry().as_ref().and_then(|sessions| sessions.mailboxes()) {
+                        // Before it is here: its mailbox is read from then on, from the place of this device and no other's.
+                        mail.name_device(id, wanted.device.as_deref());
+                    }
                     self.install(me, id, Owned::new(term, revision, wanted.attempt.unwrap_or(0), None), &image);
                     if let Some(parked) = seen.written.as_ref().and_then(|written| written.parked) {
                         // Its time would end by itself.
@@ -194,7 +201,7 @@ impl Node {
 
     /// Asks a node for a session, and fetches its parts.
     async fn ask_for(&self, node: NodeId, me: NodeId, wanted: &Wanted) -> Given<Image> {
-        let Wanted { id, hash, attempt, .. } = *wanted;
+        let &Wanted { id, hash, attempt, .. } = wanted;
         let asked = Asked::Give { id, hash, attempt, by: me.0 };
         let (term, revision, count, first) = match self.ask_move(node, &asked).await {
             Some(Said::Image { term, revision, parts, first }) => (term, Revision(revision), parts, first),
@@ -296,6 +303,9 @@ impl Node {
         };
         let Some(taken) = taken else {
             tracing::warn!(session = %id, "a session that came from another node could not be taken in");
+            if let Some(mail) = sessions.mailboxes().filter(|_| sessions.session(id).is_none()) {
+                mail.forget(id);
+            }
             return self.moves.disown(id);
         };
         let Some(from) = from else { return };

@@ -412,7 +412,7 @@ impl Mailboxes {
     }
 
     /// How its client calls its device, as it says in its Hello.
-    pub(super) fn name_device(&self, session: SessionId, name: Option<&str>) {
+    pub(crate) fn name_device(&self, session: SessionId, name: Option<&str>) {
         let name = name.filter(|name| !name.is_empty() && name.len() <= READER_BYTES_MAX);
         let mut devices = self.devices.lock();
         match name {
@@ -434,7 +434,7 @@ impl Mailboxes {
     }
 
     /// This session has ended.
-    pub(super) fn forget(&self, session: SessionId) {
+    pub(crate) fn forget(&self, session: SessionId) {
         self.devices.lock().remove(&session);
     }
 }

@@ -88,6 +88,7 @@ impl Registry {
                     self.resumes.count(NotResumed::Unknown.code());
                     welcome.insert(keys::SESSION_WHY, NotResumed::Unknown.code());
                 }
+                self.name_device(&fresh, hello);
                 welcome.insert(keys::SESSION_KEY, self.begin(&fresh));
                 fresh
             }
@@ -100,9 +101,7 @@ impl Registry {
             state.introduce(methods, takes_only_these);
             state.ledger().last_offset()
         };
-        if let Some(mail) = self.post.get() {
-            mail.name_device(session.id(), hello.get(keys::DEVICE));
-        }
+        self.name_device(&session, hello);
         welcome.insert(keys::SESSION_ID, session.id().to_string());
         welcome.insert(keys::SESSION_OFFSET, offset.to_string());
 
@@ -187,6 +186,13 @@ impl Registry {
         {
             let _ = hello;
             false
+        }
+    }
+
+    /// Its mailbox is read from the place of this device. Before it can be resumed, for that is when reading may begin.
+    fn name_device(&self, session: &Session, hello: &Metadata) {
+        if let Some(mail) = self.post.get() {
+            mail.name_device(session.id(), hello.get(keys::DEVICE));
         }
     }
 
