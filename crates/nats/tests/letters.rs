@@ -1,9 +1,9 @@
-//! Histories and mailboxes over the broker while parts of it, and nodes, are killed.
+//! Histories and mailboxes over the broker, to which much is appended at once, also while a part of it is killed.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bothways::{
-    Class, Client, ClientOptions, Push, Receipt, Server, ServerMessages, Target,
+    Client, ClientOptions, Push, Receipt, Server, ServerMessages, Target,
     cluster::{
         Cluster, Store as _,
         engine::{AppendError, Log, NewEntry},
@@ -17,10 +17,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
     runtime::Runtime,
-    sync::watch,
     time::{Instant, sleep, timeout},
 };
 
@@ -61,10 +58,6 @@ impl Node {
     /// Dies without a word.
     fn kill(self) {
         self.runtime.shutdown_background();
-    }
-
-    fn address(&self) -> String {
-        self.listening.address().to_string().trim_start_matches("tcp@").to_owned()
     }
 }
 
@@ -197,90 +190,6 @@ fn publishes_stay_in_order_when_a_leader_is_killed() {
         assert!(missing.is_empty(), "{missing:?}");
     });
     let _ = [one, other].map(Node::kill);
-}
-
-/// A way to the node that is named last.
-async fn balancer(mut node: watch::Receiver<String>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = format!("tcp@{}", listener.local_addr().expect("it listens"));
-    tokio::spawn(async move {
-        while let Ok((mut client, _)) = listener.accept().await {
-            let to = node.borrow_and_update().clone();
-            let mut moved = node.clone();
-            tokio::spawn(async move {
-                let Ok(mut server) = TcpStream::connect(to).await else { return };
-                tokio::select! {
-                    _ = copy_bidirectional(&mut client, &mut server) => {}
-                    _ = moved.changed() => {}
-                }
-            });
-        }
-    });
-    address
-}
-
-/// Letters go on while the client is taken from node to node, and while its node is killed: its device handles each that was
-/// stored once, in the order of the mailbox.
-#[test]
-fn letters_outlive_moves_and_a_node() {
-    let Some(broker) = Broker::one() else { return };
-    let [one, other, third] = std::array::from_fn(|_| Node::start(&broker.addresses()));
-    run(async {
-        let (to, node) = watch::channel(one.address());
-        let address = balancer(node).await;
-        let options = ClientOptions::new().auth("ann").device("phone");
-        let (_ann, messages) = Client::bidirectional(&address, options).await.expect("it listens");
-        let came = collect(messages);
-        let mut receipts: Vec<(String, Receipt)> = Vec::new();
-        let mut post = |count: usize| {
-            for _ in 0..count {
-                let text = receipts.len().to_string();
-                let push = Push::new("Mail", "New", text.clone()).class(Class::Durable { ttl: KEEP });
-                receipts.push((text, third.server.push(&Target::user("ann"), &push).expect("there is a store")));
-            }
-        };
-        let is_at = |node: &Node| {
-            let sessions = node.server.sessions(&Target::user("ann")).unwrap_or_default();
-            sessions.iter().any(|session| session.connection().is_some())
-        };
-        for (round, node) in [&other, &one, &other, &one].into_iter().enumerate() {
-            post(20);
-            sleep(Duration::from_millis(30 * round as u64)).await;
-            to.send_replace(node.address());
-            post(20);
-            until("she is there", || is_at(node)).await;
-        }
-        post(20);
-        to.send_replace(other.address());
-        one.kill();
-        for _ in 0..20 {
-            post(5);
-            sleep(Duration::from_millis(50)).await;
-        }
-        until("she is there", || is_at(&other)).await;
-        post(20);
-
-        let mut places = HashMap::new();
-        for (text, receipt) in &receipts {
-            match timeout(LONG, receipt.stored()).await.expect("it ends") {
-                Ok(kept) => _ = places.insert(text.clone(), kept[0].position.sequence),
-                Err(error) => panic!("the broker was there: {error}"),
-            }
-        }
-        until("all have come", || places.len() <= came.lock().len()).await;
-        let mail = other.server.mail().expect("there is a store");
-        let deadline = Instant::now() + LONG;
-        while !mail.letters("ann", 0, 10).await.expect("the store works").is_empty() {
-            assert!(Instant::now() < deadline, "letters stay");
-            sleep(Duration::from_millis(50)).await;
-        }
-        assert!(mail.dead_letters("ann", 0, 10).await.expect("the store works").is_empty());
-        let came = came.lock().clone();
-        assert_eq!(came.len(), places.len(), "each once: {came:?}");
-        let order: Vec<u64> = came.iter().map(|text| places[text]).collect();
-        assert!(order.is_sorted_by(|one, other| one < other), "in the order of the mailbox: {came:?}");
-    });
-    let _ = [other, third].map(Node::kill);
 }
 
 /// Many are refused together, and each says why: a full mailbox takes what it has room for.

@@ -259,9 +259,9 @@ impl<'a> Reading<'a> {
         self.session.user().as_ref() != Some(&self.user)
     }
 
-    /// True if nobody is there to read for.
+    /// True if nobody is there to read for: the session, or the whole server, has ended.
     fn is_over(&self) -> bool {
-        !self.session.is_resumable()
+        !self.session.is_resumable() || self.mail.registry.strong_count() == 0
     }
 
     /// Reads, delivers and waits until all is handled. True: its session is over.
@@ -411,11 +411,13 @@ impl<'a> Reading<'a> {
             return false;
         }
 
+        // Without a server no letter can be opened, and that is no fault of the letters.
+        let Some(registry) = self.mail.registry.upgrade() else { return false };
+        let limits = registry.fan_out.limits().clone();
+        drop(registry);
         let now = self.now();
         for (place, bytes) in entries {
-            let limits = self.mail.registry.upgrade().map(|registry| registry.fan_out.limits().clone());
-            let letter = Letter::of_bytes(bytes.clone());
-            let push = letter.zip(limits).and_then(|(letter, limits)| letter.open(&limits));
+            let push = Letter::of_bytes(bytes.clone()).and_then(|letter| letter.open(&limits));
             if !self.window.take(place.sequence, bytes.len(), InHand { push, bytes }, now) {
                 break;
             }
