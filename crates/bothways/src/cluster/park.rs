@@ -14,7 +14,7 @@ use std::{
 use tokio::{
     sync::Semaphore,
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -33,6 +33,8 @@ use crate::{
 const SIDE_BY_SIDE: usize = 64;
 /// How long one of them may take, and all of them.
 const PARK_MAX: Duration = Duration::from_secs(5);
+/// How often one is looked at that another node is about to have.
+const LOOK: Duration = Duration::from_millis(20);
 /// See [`PARK_MAX`].
 const ALL_MAX: Duration = Duration::from_secs(30);
 
@@ -92,6 +94,7 @@ impl Node {
     }
 
     async fn park(self: &Arc<Self>, sessions: &Arc<Registry>, id: SessionId, bytes: &AtomicUsize) -> Put {
+        self.settled(id).await;
         if !self.moves.has_record(id) {
             // It began this moment.
             let _ = timeout(PARK_MAX, Arc::clone(self).keep_record(id)).await;
@@ -135,6 +138,15 @@ impl Node {
                 sessions.let_go(id);
                 Put::Left
             }
+        }
+    }
+
+    /// A session whose image another node has got is there in a moment, or stays here by a compare-and-set: until then
+    /// nobody can tell, and it is neither parked nor ended.
+    async fn settled(&self, id: SessionId) {
+        let deadline = Instant::now() + PARK_MAX;
+        while self.moves.is_given(id) && Instant::now() < deadline {
+            sleep(LOOK).await;
         }
     }
 
