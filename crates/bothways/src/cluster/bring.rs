@@ -273,7 +273,8 @@ impl Node {
         }
         match found {
             Some(node) => Ok(Some(node)),
-            None if is_silent => Err(()),
+            // While all leases begin anew, as after a loss of the register's data, who has it may be no member yet.
+            None if is_silent || self.moves.has_lapsed_lately(self.lease()) => Err(()),
             None => Ok(None),
         }
     }

@@ -99,6 +99,8 @@ struct State {
     /// When the lease was surely renewed last, and since when that never failed.
     renewed: Option<Instant>,
     sound_since: Option<Instant>,
+    /// When a lease of this node has ended last.
+    lapsed: Option<Instant>,
 }
 
 /// A session of this node, with its image if it was given away.
@@ -208,6 +210,7 @@ impl Moves {
             next: RELAY,
             renewed: None,
             sound_since: None,
+            lapsed: None,
         };
         Self {
             state: Mutex::new(state),
@@ -241,6 +244,11 @@ impl Moves {
     /// This node may judge others: the register was up for a whole lease.
     pub(super) fn may_judge(&self, lease: Duration) -> bool {
         self.is_certain(lease) && self.state.lock().sound_since.is_some_and(|since| lease <= since.elapsed())
+    }
+
+    /// This node's lease has ended a short while ago. So may have those of others, which are not all members again.
+    pub(super) fn has_lapsed_lately(&self, lease: Duration) -> bool {
+        self.state.lock().lapsed.is_some_and(|at| at.elapsed() < lease)
     }
 
     /// A session to which its client may come back began here, or ended: its record follows.
@@ -855,7 +863,7 @@ impl Node {
         let ids: Vec<SessionId> = state.owned.keys().copied().collect();
         state.owned.values_mut().for_each(|owning| owning.is_stale = true);
         state.due.extend(ids);
-        (state.renewed, state.sound_since) = (None, None);
+        (state.renewed, state.sound_since, state.lapsed) = (None, None, Some(Instant::now()));
         drop(state);
         self.moves.lost(None);
     }
@@ -888,7 +896,13 @@ impl Node {
             Some((record, revision)) => (record, Some(revision)),
             None => (Record { term: 1, owner: me, nonce: rand::random() }, None),
         };
-        match self.keep(id, was, &Written::new(&record, &known)).await {
+        let written = Written::new(&record, &known);
+        let kept = match self.keep(id, was, &written).await {
+            // Nobody has taken it: the register has lost its data, or its time has ended while this node was cut off.
+            Keep::Forgotten if was.is_some() => self.keep(id, None, &written).await,
+            kept => kept,
+        };
+        match kept {
             Keep::Stays(revision) => {
                 let was_given = {
                     let mut state = self.moves.state.lock();
@@ -928,7 +942,6 @@ impl Node {
                     false => self.end_lost(&sessions, id),
                 }
             }
-            Keep::Forgotten if was.is_some() => self.end_lost(&sessions, id),
             Keep::Gone(_) | Keep::Forgotten | Keep::Later | Keep::Write(_) => self.moves.later(id, RETRY),
         }
     }
