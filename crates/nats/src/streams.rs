@@ -66,8 +66,10 @@ const DUPLICATE_MEANWHILE: u32 = 10158;
 const TOO_LARGE: [u32; 2] = [10054, 10097];
 /// Limits of the stream, and a disk that fails.
 const NOT_STORED: u32 = 10077;
-/// Of batches: there are none here, some of it is missing or known, it is too large, there are too many.
-const BATCH_REFUSED: [u32; 5] = [10174, 10176, 10199, 10201, 10210];
+/// Of batches: there are none here, and none with keys, as in 2.12.0.
+const NO_BATCHES: [u32; 2] = [10174, 10177];
+/// Some of it is missing or known, it is numbered or named wrongly, it is too large, there are too many.
+const BATCH_REFUSED: [u32; 7] = [10175, 10176, 10179, 10199, 10200, 10201, 10210];
 /// What it says then if there is no room: in the mailbox or the stream, or on the disk.
 const FULL: [&str; 2] = ["maximum", "no space left"];
 
@@ -190,6 +192,8 @@ pub(crate) struct Streams {
     is_clustered: bool,
     /// The server of this connection is new enough for it.
     may_batch: bool,
+    /// It turned out that a server takes none, or none with keys.
+    takes_no_batches: AtomicBool,
     known: RwLock<HashMap<Kind, Identity>>,
     /// Turns to write several together: a stream takes so many batches at a time from all nodes.
     batches: HashMap<Kind, Semaphore>,
@@ -209,6 +213,7 @@ impl Streams {
             api,
             is_clustered,
             may_batch,
+            takes_no_batches: AtomicBool::new(false),
             known: RwLock::default(),
             batches: Kind::all().map(|kind| (kind, Semaphore::new(BATCHES_MAX))).collect(),
             writes_fail: AtomicBool::new(false),
@@ -497,6 +502,9 @@ impl Streams {
         rest: &str,
         mut writes: Vec<(HeaderMap, Bytes)>,
     ) -> Result<u64, TogetherFailure> {
+        if self.takes_no_batches.load(Ordering::Relaxed) {
+            return Err(TogetherFailure::Refused);
+        }
         let _turn = self.batches[&kind].acquire().await.map_err(|_| PutFailure::Down)?;
         let (batch, count) = (format!("{:016x}", rand::random::<u64>()), writes.len() as u64);
         for (number, (headers, _)) in (1..).zip(&mut writes) {
@@ -512,6 +520,9 @@ impl Streams {
             && let Ok(Ack { error: Some(error), .. }) = serde_json::from_slice(&answer.payload)
             && is_refused_whole(&error)
         {
+            if NO_BATCHES.contains(&error.err_code) {
+                self.takes_no_batches.store(true, Ordering::Relaxed);
+            }
             return Err(TogetherFailure::Refused);
         }
         let put = self.put_by(answered)?;
@@ -763,7 +774,8 @@ fn put_failure(error: &ApiError) -> PutFailure {
 /// True if nothing of a batch was stored, and its parts may be, each alone: one is known, has no room, or is too large; or there
 /// are too many batches at the moment.
 fn is_refused_whole(error: &ApiError) -> bool {
-    BATCH_REFUSED.contains(&error.err_code) || matches!(put_failure(error), PutFailure::Full | PutFailure::TooLarge)
+    let is_batches = NO_BATCHES.contains(&error.err_code) || BATCH_REFUSED.contains(&error.err_code);
+    is_batches || matches!(put_failure(error), PutFailure::Full | PutFailure::TooLarge)
 }
 
 /// The messages of a batch up to the first that is missing: each names the one before it, and the first none.
@@ -864,6 +876,14 @@ mod tests {
         found["republish"]["dest"] = json!("b.>");
         found["mirror"] = json!({"name": "other"});
         assert_eq!(difference(&wanted, &found).as_deref(), Some("it has a `mirror`"));
+    }
+
+    /// A batch that a server does not take as one is written one by one, whatever it has against it.
+    #[test]
+    fn a_batch_that_is_refused_is_written_one_by_one() {
+        let refused = |err_code| is_refused_whole(&ApiError { err_code, description: String::new() });
+        assert!(NO_BATCHES.iter().chain(&BATCH_REFUSED).all(|code| refused(*code)));
+        assert!(!refused(10008), "that no leader answers says nothing of a batch");
     }
 
     /// What is behind a message that was lost is not taken: it would be passed over.
