@@ -86,7 +86,7 @@ impl Appending {
 
     async fn put_each(&self, entries: &[NewEntry]) -> Vec<Result<Put, PutFailure>> {
         let writes = entries.iter().map(|entry| (self.headers(entry), entry.bytes.clone())).collect();
-        self.streams.put_each(self.kind, self.identity.token(), &self.rest, writes).await
+        self.streams.put_each(self.kind, &self.identity, &self.rest, writes).await
     }
 
     /// Nothing is sent behind one of which it is not known that it is stored, or never will be.
@@ -108,7 +108,7 @@ impl Appending {
             return self.in_turn(entries).await;
         }
         let writes = entries.iter().map(|entry| (self.headers(entry), entry.bytes.clone())).collect();
-        match self.streams.put_together(self.kind, self.identity.token(), &self.rest, writes).await {
+        match self.streams.put_together(self.kind, &self.identity, &self.rest, writes).await {
             Ok(first) => (first..).take(entries.len()).map(|sequence| Ok(self.stored(sequence, false))).collect(),
             Err(TogetherFailure::Refused) => self.in_turn(entries).await,
             Err(TogetherFailure::Failed(failure)) => vec![Err(not_stored(failure)); entries.len()],
@@ -250,7 +250,7 @@ pub(crate) async fn advance(
             .unwrap_or(to);
         // Also where it stays: it is kept for longer from now on.
         let write = Write::after(after, keep);
-        match streams.put(Kind::Cursors, identity.token(), &rest, write, cursor_bytes(stands)).await {
+        match streams.put(Kind::Cursors, &identity, &rest, write, cursor_bytes(stands)).await {
             Ok(_) => return Ok(stands),
             Err(PutFailure::WrongLast(_)) => {}
             Err(_) => return Err(EngineDown),

@@ -203,7 +203,7 @@ impl Register {
         let nonce = rand::random();
         let write = Write::after(0, ttl);
         let bytes = value(LIVING, nonce, &card);
-        let put = self.streams.put(Kind::Nodes, identity.token(), &me.to_string(), write, bytes).await;
+        let put = self.streams.put(Kind::Nodes, &identity, &me.to_string(), write, bytes).await;
         // An unknown end: the life that may have a lease now is never heard of again.
         let Put { sequence, .. } = put.map_err(|_| EngineDown)?;
         self.seen(identity.epoch(), me, sequence, Some(card));
@@ -216,7 +216,7 @@ impl Register {
         let identity = self.identity(Kind::Nodes).map_err(|_| BuryError::Down)?;
         let (name, write) = (node.to_string(), Write::after(0, BURIED_FOR));
         let stone = value(GRAVE, 0, &Bytes::new());
-        match self.streams.put(Kind::Nodes, identity.token(), &name, write, stone).await {
+        match self.streams.put(Kind::Nodes, &identity, &name, write, stone).await {
             Ok(Put { sequence, .. }) => {
                 self.seen(identity.epoch(), node, sequence, None);
                 Ok(())
@@ -308,7 +308,7 @@ impl Register {
         // Twice: where there was a record that was forgotten, it is written over.
         for is_last in [false, true] {
             let write = Write::after(after, ttl);
-            let put = self.streams.put(Kind::Sessions, identity.token(), &name, write, to.clone()).await;
+            let put = self.streams.put(Kind::Sessions, &identity, &name, write, to.clone()).await;
             let at = match put {
                 Ok(Put { sequence, .. }) => return Ok(revision(&identity, sequence)),
                 Err(PutFailure::WrongLast(at)) => at,
@@ -385,7 +385,7 @@ impl Register {
     async fn write_works(&self) -> bool {
         let Ok(identity) = self.identity(Kind::Nodes) else { return false };
         let write = Write { time_to_live: Some(Duration::from_secs(1)), ..Write::default() };
-        self.streams.put(Kind::Nodes, identity.token(), "probe", write, Bytes::new()).await.is_ok()
+        self.streams.put(Kind::Nodes, &identity, "probe", write, Bytes::new()).await.is_ok()
     }
 
     fn judge(&self, works: bool, is_anew: bool) {
@@ -502,7 +502,7 @@ impl Leased {
         state.tried.push(nonce);
         let (write, bytes) = (Write::after(state.last, ttl), value(kind, nonce, card));
         let name = self.me.to_string();
-        let put = self.register.streams.put(Kind::Nodes, self.identity.token(), &name, write, bytes).await;
+        let put = self.register.streams.put(Kind::Nodes, &self.identity, &name, write, bytes).await;
         if !matches!(put, Err(PutFailure::Unknown)) {
             state.tried.pop();
         }

@@ -2,6 +2,11 @@
 //!
 //! A token is random and part of the subjects of its stream. Whatever comes from a stream that was made anew shows it, and
 //! what is written to one that is gone finds nobody.
+//!
+//! A server that acknowledges before it writes to its disk may come back, after its machine has failed, without the last
+//! messages of a stream, and gives their sequences to others. With one copy nobody else has them. So each node knows how
+//! far each stream of logs has been: one that ends before that, or gives a sequence again, is another epoch from then on,
+//! which stands in its metadata for all nodes.
 
 use std::{
     collections::HashMap,
@@ -16,7 +21,7 @@ use async_nats::{HeaderMap, Message};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bothways::cluster::engine::{Level, PAGE_BYTES};
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -46,6 +51,11 @@ const BATCHES_MAX: usize = 2;
 pub(crate) const REPLICATED_MIN: usize = 3;
 /// For how long a stream knows the keys of entries.
 const KEYS_KEPT: Duration = Duration::from_secs(120);
+
+/// In the metadata of a stream that has lost its end: its epoch is another one since.
+const BEGUN: &str = "bothways_begun";
+/// Further than any stream has been: it has lost its end, and is not used before it has begun another epoch.
+const LOST: u64 = u64::MAX;
 
 // What JetStream calls its errors.
 const NO_MESSAGE: u32 = 10037;
@@ -197,10 +207,17 @@ pub(crate) struct Streams {
     known: RwLock<HashMap<Kind, Identity>>,
     /// Turns to write several together: a stream takes so many batches at a time from all nodes.
     batches: HashMap<Kind, Semaphore>,
+    /// How far each stream of logs has surely been, in which epoch.
+    reached: Mutex<HashMap<Kind, (u64, u64)>>,
     /// A write has failed, and none has succeeded since.
     writes_fail: AtomicBool,
     /// Woken when something failed: the streams are to be looked at.
     pub(crate) doubt: Notify,
+}
+
+/// How often a stream has begun another epoch, as its metadata says.
+fn begun(config: &Value) -> &str {
+    config["metadata"][BEGUN].as_str().unwrap_or_default()
 }
 
 impl Streams {
@@ -216,6 +233,7 @@ impl Streams {
             takes_no_batches: AtomicBool::new(false),
             known: RwLock::default(),
             batches: Kind::all().map(|kind| (kind, Semaphore::new(BATCHES_MAX))).collect(),
+            reached: Mutex::default(),
             writes_fail: AtomicBool::new(false),
             doubt: Notify::new(),
         }
@@ -228,6 +246,36 @@ impl Streams {
     /// Which stream has this token now.
     pub(crate) fn of_token(&self, token: &str) -> Option<Identity> {
         self.known.read().values().find(|identity| identity.token() == token).cloned()
+    }
+
+    /// A stream of logs has been so far. False: it is in another epoch by now, or has lost its end.
+    fn has_reached(&self, kind: Kind, epoch: u64, sequence: u64) -> bool {
+        let mut reached = self.reached.lock();
+        let Some((_, before)) = reached.get_mut(&kind).filter(|at| at.0 == epoch && at.1 != LOST) else { return false };
+        *before = sequence.max(*before);
+        true
+    }
+
+    /// A stream was looked at, and is in this epoch. False: an append has found out meanwhile that it has lost its end.
+    fn is_at(&self, kind: Kind, epoch: u64, last: u64) -> bool {
+        if !kind.is_log() {
+            return true;
+        }
+        let mut reached = self.reached.lock();
+        let (of, before) = reached.entry(kind).or_insert((epoch, last));
+        (*of, *before) = (epoch, if *of == epoch { last.max(*before) } else { last });
+        *before != LOST
+    }
+
+    /// A stream of logs is not used before it has begun another epoch, unless it has already.
+    fn has_lost(&self, kind: Kind, epoch: u64) {
+        let mut reached = self.reached.lock();
+        if let Some((_, reached)) = reached.get_mut(&kind).filter(|(of, _)| *of == epoch) {
+            *reached = LOST;
+            self.known.write().remove(&kind);
+        }
+        drop(reached);
+        self.doubt.notify_one();
     }
 
     /// The fewest replicas of any stream.
@@ -299,12 +347,24 @@ impl Streams {
         let name = self.names.stream(kind);
         let mut last = None;
         while Instant::now() < until {
+            // Before the stream says where it ends: what is stored meanwhile is no reason to doubt it.
+            let reached = self.reached.lock().get(&kind).copied();
             let tried = match self.info(&name).await {
                 Err(ApiFailure::Refused(error)) if error.err_code == NO_STREAM => self.make(kind, &name).await,
+                Ok(info) if self.has_lost_its_end(kind, &name, &info, reached) => {
+                    Ok(self.begin_epoch(&name, &info).await.map_err(|error| self.cannot_begin(&name, error))?)
+                }
                 other => other,
             };
             match tried {
-                Ok(info) => return self.judge(kind, &name, &info),
+                Ok(info) => {
+                    let identity = self.judge(kind, &name, &info)?;
+                    let last = info["state"]["last_seq"].as_u64().unwrap_or_default();
+                    if self.is_at(kind, identity.epoch, last) {
+                        return Ok(identity);
+                    }
+                    continue;
+                }
                 // Somebody else has made it just now.
                 Err(ApiFailure::Refused(error)) if error.err_code == NAME_IN_USE => {}
                 // An election: it ends by itself.
@@ -392,6 +452,34 @@ impl Streams {
         }
     }
 
+    /// True if a stream of which there is one copy ends before where it has been in this epoch, or an append has found that
+    /// out. A leader of several may show the past for a moment, and loses nothing.
+    fn has_lost_its_end(&self, kind: Kind, name: &str, info: &Value, reached: Option<(u64, u64)>) -> bool {
+        let (Ok(identity), Some((epoch, reached))) = (self.judge(kind, name, info), reached) else { return false };
+        let last = info["state"]["last_seq"].as_u64().unwrap_or(u64::MAX);
+        (identity.replicas == 1 || reached == LOST) && identity.epoch == epoch && last < reached
+    }
+
+    /// The places of a stream from before mean nothing from here on, at any node.
+    async fn begin_epoch(&self, name: &str, info: &Value) -> Result<Value, ApiFailure> {
+        tracing::warn!(stream = name, "the broker has lost the end of this stream: its places begin anew");
+        let mut config = info["config"].clone();
+        // Nodes that see this at once write the same.
+        let begun = begun(&config).parse().unwrap_or(0u64) + 1;
+        config["metadata"][BEGUN] = json!(begun.to_string());
+        self.api(Outbox::Register, &format!("STREAM.UPDATE.{name}"), &config, REQUEST_MAX).await
+    }
+
+    /// Without another epoch a stream is not used, and all else goes on: its places would be taken for those from before.
+    fn cannot_begin(&self, name: &str, failure: ApiFailure) -> ConnectError {
+        let said = match failure {
+            ApiFailure::Refused(error) => error.description,
+            ApiFailure::Wire(_) => self.wire.events.complaint().unwrap_or("no answer".to_owned()),
+        };
+        let what = format!("it has lost its end, and its metadata cannot be changed: {said}");
+        ConnectError::Changed { stream: name.to_owned(), what }
+    }
+
     async fn info(&self, name: &str) -> Result<Value, ApiFailure> {
         self.api(Outbox::Register, &format!("STREAM.INFO.{name}"), &Value::Null, REQUEST_MAX).await
     }
@@ -411,7 +499,8 @@ impl Streams {
             return Err(changed(format!("`num_replicas` is {replicas}, and {wanted} are asked for")));
         }
         let created = info["created"].as_str().unwrap_or_default();
-        let hash = Sha256::new().chain_update(token).chain_update([0]).chain_update(created).finalize();
+        let hash = Sha256::new().chain_update(token).chain_update([0]).chain_update(created);
+        let hash = hash.chain_update(begun(found)).finalize();
         let epoch = hash[..8].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
         let takes_batches = found["allow_atomic"].as_bool().unwrap_or(false);
         Ok(Identity { token: token.into(), epoch, replicas, takes_batches })
@@ -469,14 +558,15 @@ impl Streams {
     pub(crate) async fn put(
         &self,
         kind: Kind,
-        token: &str,
+        identity: &Identity,
         rest: &str,
         write: Write<'_>,
         bytes: Bytes,
     ) -> Result<Put, PutFailure> {
-        let subject = self.names.subject(kind.letter(), token, rest);
+        let subject = self.names.subject(kind.letter(), identity.token(), rest);
+        let before = self.end_before(kind, identity)?;
         let answered = self.wire.ask(kind.outbox(), subject, Some(write.headers()), bytes, REQUEST_MAX).await;
-        self.put_by(answered)
+        self.placed(kind, identity, before, 1, self.put_by(answered)?)
     }
 
     /// Writes several to a subject of a stream, without waiting for one before the next is sent. One that fails does not keep
@@ -484,13 +574,18 @@ impl Streams {
     pub(crate) async fn put_each(
         &self,
         kind: Kind,
-        token: &str,
+        identity: &Identity,
         rest: &str,
         writes: Vec<(HeaderMap, Bytes)>,
     ) -> Vec<Result<Put, PutFailure>> {
-        let subject = self.names.subject(kind.letter(), token, rest);
+        let subject = self.names.subject(kind.letter(), identity.token(), rest);
+        let before = match self.end_before(kind, identity) {
+            Ok(before) => before,
+            Err(failure) => return vec![Err(failure); writes.len()],
+        };
         let answers = self.wire.ask_each(kind.outbox(), &subject, writes, REQUEST_MAX).await;
-        answers.into_iter().map(|answered| self.put_by(answered)).collect()
+        let placed = |answered| self.placed(kind, identity, before, 1, self.put_by(answered)?);
+        answers.into_iter().map(placed).collect()
     }
 
     /// Writes several to a subject of a stream, all or none, and returns the sequence of the first: they stand one behind the
@@ -498,7 +593,7 @@ impl Streams {
     pub(crate) async fn put_together(
         &self,
         kind: Kind,
-        token: &str,
+        identity: &Identity,
         rest: &str,
         mut writes: Vec<(HeaderMap, Bytes)>,
     ) -> Result<u64, TogetherFailure> {
@@ -514,7 +609,8 @@ impl Streams {
                 headers.insert("Nats-Batch-Commit", "1");
             }
         }
-        let subject = self.names.subject(kind.letter(), token, rest);
+        let subject = self.names.subject(kind.letter(), identity.token(), rest);
+        let before = self.end_before(kind, identity)?;
         let answered = self.wire.ask_together(kind.outbox(), &subject, writes, REQUEST_MAX).await;
         if let Ok(answer) = &answered
             && let Ok(Ack { error: Some(error), .. }) = serde_json::from_slice(&answer.payload)
@@ -525,8 +621,39 @@ impl Streams {
             }
             return Err(TogetherFailure::Refused);
         }
-        let put = self.put_by(answered)?;
+        let put = self.placed(kind, identity, before, count, self.put_by(answered)?)?;
         (put.sequence + 1).checked_sub(count).ok_or(TogetherFailure::Failed(PutFailure::Unknown))
+    }
+
+    /// How far a stream has been before something is written to it. 0 for one without places.
+    fn end_before(&self, kind: Kind, identity: &Identity) -> Result<u64, PutFailure> {
+        if !kind.is_log() {
+            return Ok(0);
+        }
+        match self.reached.lock().get(&kind) {
+            Some((epoch, sequence)) if *epoch == identity.epoch && *sequence != LOST => Ok(*sequence),
+            _ => {
+                self.doubt.notify_one();
+                Err(PutFailure::Down)
+            }
+        }
+    }
+
+    /// Takes an answer for so many that stand one behind the other, the last with this sequence, unless their places are
+    /// those of others: then nobody knows where they are. Under their keys they are found again, in the next epoch.
+    fn placed(&self, kind: Kind, identity: &Identity, before: u64, count: u64, put: Put) -> Result<Put, PutFailure> {
+        if !kind.is_log() {
+            return Ok(put);
+        }
+        let is_again = put.sequence < before.saturating_add(count) && !put.repeated && identity.replicas == 1;
+        if is_again {
+            self.has_lost(kind, identity.epoch);
+            return Err(PutFailure::Unknown);
+        }
+        match self.has_reached(kind, identity.epoch, put.sequence) {
+            true => Ok(put),
+            false => Err(PutFailure::Unknown),
+        }
     }
 
     /// What came of a write that was answered so.

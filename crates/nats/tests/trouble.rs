@@ -145,6 +145,93 @@ async fn a_broker_that_lost_its_data_is_another_epoch() {
     assert_eq!(one.read(letters(), 0, 10).await.expect("it works").entries.len(), 1);
 }
 
+/// The server stores two entries after the one that it has on its disk, its machine fails, and it comes back without them.
+/// Returns the place of the one that is kept, and of the last that is lost.
+async fn lose_the_end(broker: &mut Broker, nodes: [&NatsEngine; 2]) -> (Place, Place) {
+    let kept = nodes[0].append(letters(), NewEntry::new("kept")).await.expect("it works").place;
+    kill(broker, nodes).await;
+    broker.keep(0);
+    broker.start(0);
+    for node in nodes {
+        until_up(&mut node.register_state(), true).await;
+    }
+    let again = nodes[0].append(letters(), NewEntry::new("again")).await.expect("it works").place;
+    assert_eq!((again.epoch, again.sequence), (kept.epoch, kept.sequence + 1), "nothing was lost");
+    let lost = nodes[0].append(letters(), NewEntry::new("lost")).await.expect("it works").place;
+
+    kill(broker, nodes).await;
+    broker.fall_back(0);
+    broker.start(0);
+    (kept, lost)
+}
+
+async fn kill(broker: &mut Broker, nodes: [&NatsEngine; 2]) {
+    broker.kill(0);
+    for node in nodes {
+        until_up(&mut node.register_state(), false).await;
+    }
+}
+
+async fn append_until_it_works(to: &NatsEngine) -> Place {
+    let until = Instant::now() + ELECTION_MAX;
+    loop {
+        match to.append(letters(), NewEntry::new("new").with_key("a key")).await {
+            Ok(stored) => return stored.place,
+            Err(error) => assert!(Instant::now() < until, "it works again: {error}"),
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// N20. A single server acknowledges before it writes to its disk. Its machine fails, and it comes back without the end of
+/// a log, whose sequences it gives to other entries: every place from before is of another epoch, at every node, whether a
+/// node looks at the log or appends to it first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_lost_its_end_is_another_epoch() {
+    for appends_first in [false, true] {
+        let Some(mut broker) = Broker::one() else { return };
+        let (one, other) = (engine(&broker).await, engine(&broker).await);
+        let (kept, lost) = lose_the_end(&mut broker, [&one, &other]).await;
+        if !appends_first {
+            until_up(&mut one.register_state(), true).await;
+        }
+        let new = append_until_it_works(&one).await;
+        assert!(new.sequence <= lost.sequence, "a sequence comes again: {new:?}, {lost:?}");
+        assert_ne!(new.epoch, kept.epoch, "appends_first: {appends_first}");
+        let entries = one.read(letters(), 0, 10).await.expect("it works").entries;
+        let texts: Vec<&[u8]> = entries.iter().map(|(_, text)| &text[..]).collect();
+        assert_eq!(texts, [&b"kept"[..], b"new"], "stored once");
+        assert!(entries.iter().all(|(place, _)| place.epoch == new.epoch));
+
+        // The other node has seen nothing of what was lost.
+        let until = Instant::now() + ELECTION_MAX;
+        loop {
+            let page = other.read(letters(), 0, 10).await;
+            if page.is_ok_and(|page| page.entries.iter().all(|(place, _)| place.epoch == new.epoch)) {
+                break;
+            }
+            assert!(Instant::now() < until, "the other node finds the epoch in the stream");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// A node that may not write down that a log has lost its end does not use it, and does all else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_end_that_cannot_be_written_down_stops_its_log_alone() {
+    let user = "publish: { allow: [\"bw.>\", \"$JS.API.>\"], deny: \"$JS.API.STREAM.UPDATE.>\" }, subscribe: \"bw.>\"";
+    let user = format!("authorization {{ users: [{{ user: ann, password: x, permissions: {{ {user} }} }}] }}\n");
+    let Some(mut broker) = Broker::with(&user) else { return };
+    let options = NatsOptions::new(broker.addresses()).user_and_password("ann", "x");
+    let one = NatsEngine::connect(options.clone()).await.expect("the broker works");
+    let other = NatsEngine::connect(options).await.expect("the broker works");
+    lose_the_end(&mut broker, [&one, &other]).await;
+    until_up(&mut one.register_state(), true).await;
+    assert_eq!(one.append(letters(), NewEntry::new("new")).await.map(drop), Err(AppendError::Down));
+    assert!(one.read(letters(), 0, 10).await.is_err());
+    one.claim("7".parse().expect("a session"), None, "1".into(), LEASE).await.expect("the register works");
+}
+
 /// R9, R11, R24. The leader of the leases is killed, and stopped: both nodes keep theirs, mail goes on, every entry that
 /// was acknowledged is there, once, and followers see no hole.
 #[tokio::test(flavor = "multi_thread")]

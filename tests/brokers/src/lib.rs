@@ -157,6 +157,19 @@ impl Broker {
         let _ = fs::remove_dir_all(self.store(server));
     }
 
+    /// Keeps a copy of all that a server that was killed has stored, for [`Self::fall_back`].
+    pub fn keep(&self, server: usize) {
+        assert!(self.servers[server].child.is_none(), "it runs");
+        let _ = fs::remove_dir_all(self.path(server, "kept"));
+        copy(&self.store(server), &self.path(server, "kept"));
+    }
+
+    /// A server that was killed has what it had when [`Self::keep`] was called, as if its machine had lost the rest.
+    pub fn fall_back(&mut self, server: usize) {
+        self.wipe(server);
+        copy(&self.path(server, "kept"), &self.store(server));
+    }
+
     /// What it has logged.
     pub fn log(&self, server: usize) -> String {
         fs::read_to_string(self.path(server, "log")).unwrap_or_default()
@@ -238,4 +251,17 @@ fn bound_port(file: &Path) -> Option<u16> {
 fn free_port() -> u16 {
     let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     socket.local_addr().expect("it is bound").port()
+}
+
+/// Copies a folder.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("our own folder");
+    for entry in fs::read_dir(from).expect("our own folder") {
+        let entry = entry.expect("our own folder");
+        let to = to.join(entry.file_name());
+        match entry.file_type().expect("our own folder").is_dir() {
+            true => copy(&entry.path(), &to),
+            false => _ = fs::copy(entry.path(), &to).expect("our own file"),
+        }
+    }
 }
