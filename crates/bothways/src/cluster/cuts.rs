@@ -261,11 +261,11 @@ impl<T: Copy + Ord, K> Passing<T, K> {
 
     /// What becomes of the push of this number that has come here, for each session that has left lately, or whose cuts were
     /// never known: those that get it by themselves are left out. `to`: where it went, `None`: it is here.
-    pub(super) fn behind<'a>(
-        &'a self,
+    pub(super) fn behind(
+        &self,
         origin: NodeId,
         number: PushNumber,
-    ) -> impl Iterator<Item = (SessionId, Option<(NodeId, &'a K)>, Passed)> {
+    ) -> impl Iterator<Item = (SessionId, Option<(NodeId, &K)>, Passed)> {
         let of = move |passage: &Passage<T, K>| {
             let is_taken = is_within(&passage.taken, origin, number);
             #[cfg(test)]
