@@ -130,9 +130,11 @@ export class Core {
   follow_?: () => () => void;
   private unfollow_?: () => void;
   /** @internal Hears where else its server says that it may go, and says where the next try goes. */
-  named_?(said: string): void;
+  named_?(said: string | undefined): void;
   /** @internal */
   where_?(): string;
+  /** @internal It tries an address that its server named: only its own decides whether it is refused, and how long it waits. */
+  isAway_?: boolean;
   /** @internal Gives an error its value. */
   detail_?(error: BothwaysError, packed: string): void;
 
@@ -301,7 +303,9 @@ export class Core {
     try {
       conn.open_(this.where_?.() ?? this.address_, this.dial_, hello);
     } catch (error) {
-      this.finish_(new BothwaysError("not_connected", textOf(error), { cause: error }), "not_connected");
+      const why = new BothwaysError("not_connected", textOf(error), { cause: error });
+      if (this.isAway_) conn.end_(why);
+      else this.finish_(why, why.code);
     }
   }
 
@@ -344,6 +348,7 @@ export class Core {
     if (conn != this.conn_) return;
 
     this.conn_ = undefined;
+    if (this.isAway_) return this.down_(error);
     if (error.code != "unauthenticated") return this.down_(error, error.retryAfter, conn);
     // The token may just have run out.
     if (typeof this.settings_.token != "function" || this.hasRenewed_) return this.finish_(error, error.code);
@@ -356,7 +361,7 @@ export class Core {
     const { reconnect, backoffBase, backoffMax } = this.settings_;
     this.round_++;
     if (now() - conn?.upSince_! >= LIVED) this.failures_ = 0;
-    if (reconnect == "never" || (reconnect == "lost" && !this.hasStood_ && !after)) return this.finish_(error, error.code);
+    if (reconnect == "never" || (reconnect == "lost" && !this.hasStood_ && !after && !this.isAway_)) return this.finish_(error, error.code);
 
     const doublings = Math.min(this.failures_++, this.waiting_.size ? WANTED_DOUBLINGS : DOUBLINGS_MAX);
     const asked = Math.min(after, AFTER_MAX);
@@ -412,7 +417,7 @@ export class Core {
   private goodbye_(conn: Conn, { "_bw.code": code, "_bw.why": text, "_bw.after": after, "_bw.alt": others }: Meta) {
     if (conn != this.conn_) return;
     if (isForGood(code)) return this.goAway_(code!, text);
-    this.named_?.(others ?? "");
+    this.named_?.(others);
     const why = new BothwaysError("closed", text || GOODBYE + code);
     this.detach_(conn);
     // Another tab that has a copy of this session has taken it over: two that take it from each other would go on so for

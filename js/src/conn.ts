@@ -35,6 +35,8 @@ export interface ConnEvents {
   pushed_(conn: Conn, frame: Frame): void;
   /** Who answers the server's calls, if they were agreed on. */
   answers_?: Answers;
+  /** A server that lets nobody in may name others. */
+  named_?(said: string | undefined): void;
   /** It is over, told once. */
   ended_(conn: Conn, error: BothwaysError): void;
 }
@@ -148,7 +150,10 @@ export class Conn {
     this.hello_ = -1n;
     if (isFailed(frame)) {
       // Without a kind it is a plain server, whatever it says.
-      if (meta["_bw.err"]) throw errorOf(meta, true);
+      if (meta["_bw.err"]) {
+        this.events_.named_?.(meta["_bw.alt"]);
+        throw errorOf(meta, true);
+      }
     } else if (meta["_bw.ok"]) {
       this.isNegotiated_ = true;
       this.caps_ = (meta["_bw.caps"] ?? "").split(",");

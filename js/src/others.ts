@@ -1,7 +1,12 @@
 /** Where a client goes whose server stops, if that names other addresses. */
 
 import type { Core } from "./client.js";
+import { now } from "./conn.js";
 import { urlOf } from "./wire.js";
+
+/** How many of the addresses that a server names count, and for how many milliseconds. */
+const NAMED_MAX = 12;
+const NAMED_TIME = 600_000;
 
 /** Network, host, port and path of an address. A host of other letters could mean another one to those who read it later. */
 const partsOf = (address: string): string[] =>
@@ -9,23 +14,32 @@ const partsOf = (address: string): string[] =>
 
 /**
  * Has the client go where its server says when it stops (`_bw.alt`): to each of these addresses in turn, then to its own,
- * and so on until it is connected. Its network and its path stay what they are: from `wss:` it never goes to `ws:`. `goes`
- * says of an address in the form of the client's own whether it goes there; by default it does if the host is that of its
- * own address, or below it: from `chat.example.org` to `node7.chat.example.org`. Before `connect()`.
+ * and so on until it is connected; to twelve of them at most, and for ten minutes. Its network and its path stay what they
+ * are: from `wss:` it never goes to `ws:`. `goes` says of an address in the form of the client's own whether it goes there;
+ * by default it does if the host is that of its own address, or below it: from `chat.example.org` to
+ * `node7.chat.example.org`. Before `connect()`.
  */
 export function followOthers(client: Core, goes?: (address: string) => boolean): void {
   let others: string[] = [];
   let turn = 0;
-  client.on("state", ({ name }) => name == "connected" && (others = []));
+  let until = 0;
+  client.on("state", ({ name }) => name == "connected" && ((others = []), (client.isAway_ = false)));
   client.named_ = (said) => {
+    // Two that name each other would keep the client for ever.
+    if (!said || client.isAway_) return;
     const [, network, home, , path = ""] = partsOf(client.address_);
     turn = 0;
-    others = said.split(" ").flatMap((other) => {
+    until = now() + NAMED_TIME;
+    others = said.split(" ").slice(0, NAMED_MAX).flatMap((other) => {
       const [, itsNetwork, host, port = ""] = partsOf(other);
       const address = network! + host + port + path;
       const isThere = host && itsNetwork == network && (goes ? goes(address) : host == home || host.endsWith("." + home));
       return isThere ? [address] : [];
     });
   };
-  client.where_ = () => others[turn++] ?? ((turn = 0), client.address_);
+  client.where_ = () => {
+    const other = now() < until ? others[turn++] : "";
+    client.isAway_ = !!other;
+    return other || ((turn = 0), client.address_);
+  };
 }

@@ -86,3 +86,54 @@ test("the small client goes home unless it is told to follow", async (t) => {
     assert.equal(dialed.values[1], follows ? "ws://a.h/p" : "ws://h/p");
   }
 });
+
+test("however many addresses a server names, twelve count, and then the client is at home", async (t) => {
+  const many = Array.from({ length: 1000 }, (_, number) => `ws@h:${number + 1}`);
+  const gone = many.slice(0, 12).map((address) => address.replace("@", "://") + "/p");
+  assert.deepEqual(await goes(t, "ws://h/p", many.join(" "), { gone, times: 13 }), [...gone, "ws://h/p"]);
+});
+
+test("after ten minutes a client goes home only", async (t) => {
+  const clock = performance.now.bind(performance);
+  let later = 0;
+  t.mock.method(performance, "now", () => clock() + later);
+  const { bw, server, dialed } = clientOf(t, "ws://h/p", {}, []);
+  await bw.connect();
+  (await server.connection(1)).control("Goodbye", { "_bw.code": "shutting_down", "_bw.alt": "ws@a.h" });
+  later = 600_001;
+  await dialed.count(2, "it comes back");
+  assert.equal(dialed.values[1], "ws://h/p");
+});
+
+/** A server that refuses the first Hellos with these pairs. */
+function refusing(t, home, refusals, options) {
+  const { server, ...client } = clientOf(t, home, options);
+  const letsIn = server.welcome;
+  server.welcome = (connection, hello) => {
+    const refusal = refusals.shift();
+    if (!refusal) return letsIn(connection, hello);
+    connection.answerHello(hello, { "_bw.ok": "", __rpcx_error__: "no", ...refusal }, 1);
+    connection.cut();
+  };
+  return { server, ...client };
+}
+
+test("a server that lets nobody in may name others, and only the client's own address decides", async (t) => {
+  const said = { "_bw.err": "shutting_down", "_bw.after": "1", "_bw.alt": "ws@a.h" };
+  const away = { "_bw.err": "overloaded", "_bw.after": "3600000", "_bw.alt": "ws@b.h ws@c.h" };
+  const { bw, dialed } = refusing(t, "ws://h/p", [said, away, said, { "_bw.err": "unauthenticated" }]);
+  await bw.connect();
+  assert.deepEqual(dialed.values, ["ws://h/p", "ws://a.h/p", "ws://h/p", "ws://a.h/p", "ws://h/p"]);
+});
+
+test("an address that is none does not end the client", async (t) => {
+  const { bw, server } = clientOf(t, "ws://h/p", {
+    dial: (address, events) => {
+      if (address.includes(":99999")) throw new TypeError("no such port");
+      return server.dial(address, events);
+    },
+  });
+  await bw.connect();
+  (await server.connection(1)).control("Goodbye", { "_bw.code": "shutting_down", "_bw.alt": "ws@h:99999" });
+  await server.connection(2);
+});
