@@ -88,7 +88,8 @@ impl Node {
             Ok(Ok(true)) => return Ok(()),
             Ok(Ok(false)) => {}
         }
-        if !self.is_counted(deadline).await {
+        // One whose lease has ended, and that does not know it yet, is no member: it would miss what is pushed.
+        if !self.is_counted(deadline).await || !self.is_certain() {
             return Err(Refused::Again);
         }
         let Ok(Ok(_place)) = timeout_at(deadline, self.moves.places.acquire()).await else {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bothways::{Stage, Target, cluster::memory::MemoryBroker, testing};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     support::{join, next, nodes, nothing, until},
@@ -78,5 +78,39 @@ fn a_node_is_known_when_it_has_joined() {
         let began = Instant::now();
         let _fifth = join(&broker).await;
         assert!((1900..2500).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    });
+}
+
+/// A node that was cut off until its lease had ended, and does not know it yet, takes no session in: nobody counts it before
+/// its next life.
+#[test]
+fn a_session_goes_to_no_node_whose_lease_has_ended() {
+    testing::run(async {
+        let began = Instant::now();
+        let broker = MemoryBroker::new();
+        let [one, other, origin] = nodes(&broker).await;
+        let (mut ann, id) = ann_at(&one).await;
+        assert!(broker.faults().cut(other.id, true));
+        // It renews its lease each second, and so finds out 900 ms later.
+        sleep_until(began + Duration::from_millis(20_100)).await;
+        assert_eq!(origin.server().nodes().map(|(_, others)| others), Some(vec![one.id]));
+        assert!(broker.faults().cut(other.id, false));
+        goes_to(&ann, &other);
+        let mut receipts = Vec::new();
+        for number in 0..40 {
+            let is_next_life = other.server().nodes().is_some_and(|(me, _)| me != other.id);
+            assert!(is_next_life || !is_there(&other, id), "it would miss what comes now");
+            receipts.push(origin.push(&Target::user("ann"), &format!("{number}")));
+            sleep(Duration::from_millis(50)).await;
+        }
+        until("it is there", || is_there(&other, id)).await;
+        for number in 0..40 {
+            assert_eq!(next(&mut ann).await, format!("{number}"));
+        }
+        for receipt in receipts {
+            let outcomes = receipt.handled().await;
+            assert_eq!((outcomes.targets(), outcomes.at(Stage::Handled)), (1, 1), "{receipt:?}");
+        }
+        nothing(&mut ann).await;
     });
 }
