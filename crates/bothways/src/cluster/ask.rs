@@ -192,6 +192,8 @@ impl Node {
         let others = self.ask_others(&question, ANSWER_MAX).await;
         answers.answers.extend(others.answers);
         answers.silent.extend(others.silent);
+        // A session that is meant may be at one of these.
+        answers.silent.extend(self.absent().into_iter().filter(|(_, why)| *why == UnreachedWhy::NodeLost));
         Ok(answers)
     }
 
@@ -211,7 +213,7 @@ impl Node {
                 Err(_) => {}
             }
         }
-        answers.silent.extend(self.former().into_iter().map(|node| (node, UnreachedWhy::Left)));
+        answers.silent.extend(self.absent().into_iter().filter(|(_, why)| *why == UnreachedWhy::Left));
         answers
     }
 }

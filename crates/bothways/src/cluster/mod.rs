@@ -26,6 +26,7 @@
 //!
 //! `docs/cluster.md` in the repository says what is promised, and what becomes of it when something fails.
 
+mod absent;
 mod ask;
 mod bring;
 mod calling;

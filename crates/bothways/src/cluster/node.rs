@@ -31,6 +31,7 @@ use tokio::{
 };
 
 use super::{
+    absent::{Absent, Whose},
     ask,
     calling::CallsOfNode,
     counted::Counted,
@@ -93,6 +94,8 @@ pub(super) struct Card {
     pub(super) also_at: Vec<String>,
     pub(super) load: Load,
     pub(super) up_ms: u64,
+    /// The same in all its lives.
+    pub(super) process: u64,
 }
 
 /// See the module.
@@ -102,6 +105,8 @@ pub(crate) struct Node {
     pub(super) sessions: Weak<Registry>,
     pub(super) home: Weak<dyn Home>,
     joined: Instant,
+    /// Under any name. Never 0.
+    process: u64,
     pub(super) moves: Arc<Moves>,
     pub(super) counted: Mutex<Counted>,
     pub(super) state: Mutex<State>,
@@ -127,7 +132,7 @@ struct Told {
 }
 
 /// One life of a node, under one name.
-struct Life {
+pub(super) struct Life {
     me: NodeId,
     /// Mail of each origin. What is still sent to this name when the life is over is not run.
     incoming: Mutex<HashMap<NodeId, Arc<Mutex<Incoming<Bytes>>>>>,
@@ -136,7 +141,7 @@ struct Life {
 
 pub(super) struct State {
     /// `None`: it is no member at the moment.
-    life: Option<Arc<Life>>,
+    pub(super) life: Option<Arc<Life>>,
     lease: Option<Arc<dyn Lease>>,
     /// It has left, and begins no other life.
     has_left: bool,
@@ -150,8 +155,8 @@ pub(super) struct State {
     owed: HashMap<NodeId, Owed<Standing>>,
     /// Pushes of all others that it answers for.
     owing: usize,
-    /// The members when its last life ended, until the next one begins: pushes do not reach them.
-    former: Vec<NodeId>,
+    /// Those that were members lately: pushes do not reach them.
+    pub(super) absent: Absent,
     pub(super) calls: CallsOfNode,
 }
 
@@ -169,6 +174,9 @@ pub(super) struct Link {
     digested: PushNumber,
     /// The first push that went there.
     first: PushNumber,
+    whose: Whose,
+    /// It has said so.
+    pub(super) leaves: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -217,6 +225,7 @@ impl Node {
             sessions: Arc::downgrade(sessions),
             home,
             joined: Instant::now(),
+            process: rand::random::<u64>().max(1),
             moves: Arc::new(Moves::new()),
             counted: Mutex::default(),
             state: Mutex::new(State {
@@ -231,7 +240,7 @@ impl Node {
                 next: 1,
                 owed: HashMap::new(),
                 owing: 0,
-                former: Vec::new(),
+                absent: Absent::default(),
                 calls: CallsOfNode::new(),
             }),
             said: Notify::new(),
@@ -341,11 +350,6 @@ impl Node {
         self.sessions.upgrade()
     }
 
-    /// The members when its last life ended, if no other one has begun.
-    pub(super) fn former(&self) -> Vec<NodeId> {
-        self.state.lock().former.clone()
-    }
-
     /// Its number while it is a member.
     pub(crate) fn me(&self) -> Option<NodeId> {
         self.state.lock().life.as_ref().map(|life| life.me)
@@ -367,7 +371,7 @@ impl Node {
         let load = self.home.upgrade().map(|home| home.load()).unwrap_or_default();
         let up_ms = self.joined.elapsed().as_millis() as u64;
         let (address, also_at) = (self.options.address.clone(), self.options.also_at.clone());
-        Card { version: 1, address, also_at, load, up_ms }
+        Card { version: 1, address, also_at, load, up_ms, process: self.process }
     }
 
     /// The others see at once what this node says of itself now.
@@ -422,7 +426,7 @@ impl Node {
             let mut state = self.state.lock();
             if !state.has_left {
                 (state.life, state.lease) = (Some(life), Some(Arc::clone(&lease)));
-                state.former.clear();
+                state.absent.begin(Instant::now());
             }
             state.has_left
         };
@@ -447,12 +451,12 @@ impl Node {
             }
             let others: Vec<NodeId> = state.members.keys().copied().collect();
             let mut moved = Vec::new();
-            for other in &others {
-                moved.extend(state.drop_member(*other, why));
+            for other in others {
+                moved.extend(state.drop_member(other, why));
             }
             state.calls.end_here();
             state.owed.clear();
-            (state.owing, state.former) = (0, others);
+            state.owing = 0;
             state.note(moved);
             (state.life.take(), state.lease.take())
         };
@@ -477,6 +481,7 @@ impl Node {
                 break;
             }
         }
+        self.say_farewell().await;
         self.state.lock().has_left = true;
         self.stop.send_replace(true);
         self.end_life(UnreachedWhy::Left).await;
@@ -494,6 +499,8 @@ impl Node {
                 None => {
                     let wake = Arc::new(Notify::new());
                     let (out, revision) = (Outgoing::new(), member.revision);
+                    let whose = Whose::of(read_card(&member.card));
+                    state.absent.came(*node, &whose);
                     let link = Link {
                         out,
                         wake: Arc::clone(&wake),
@@ -502,6 +509,8 @@ impl Node {
                         silent_since: None,
                         digested: 0,
                         first: next,
+                        whose,
+                        leaves: false,
                     };
                     state.members.insert(*node, link);
                     new.push((*node, wake));
@@ -774,7 +783,10 @@ impl Node {
                 Some(answer) => Some(answer),
                 None => match self.answer_counts(bytes.clone()) {
                     Some(answer) => Some(answer),
-                    None => ask::answer(&self, bytes).await,
+                    None => match self.hear_farewell(bytes.clone()) {
+                        Some(answer) => Some(answer),
+                        None => ask::answer(&self, bytes).await,
+                    },
                 },
             },
         }
@@ -931,6 +943,9 @@ impl State {
         let Some(mut link) = self.members.remove(&node) else { return Vec::new() };
         // Its task finds itself without a link.
         link.wake.notify_one();
+        if !link.leaves {
+            self.absent.gone(node, std::mem::take(&mut link.whose), Instant::now());
+        }
         let mut moved = Vec::new();
         for queued in link.out.take_waiting() {
             match queued.item {
@@ -981,10 +996,9 @@ impl Elsewhere for Node {
 
         let mut moved = Vec::new();
         let mut state = self.state.lock();
-        let State { members, origin, receipts, next, former, life, .. } = &mut *state;
-        for node in former.iter() {
-            let left = At::Unreached { why: UnreachedWhy::Left, maybe: false };
-            receipt.settle(*node, &Share::default(), &share(&left));
+        let State { members, origin, receipts, next, absent, life, .. } = &mut *state;
+        for (node, why) in absent.unreached(life.is_some(), Instant::now()) {
+            receipt.settle(node, &Share::default(), &share(&At::Unreached { why, maybe: false }));
         }
         let fails = fails.or((self.options.pushes_max <= receipts.len()).then_some(UnreachedWhy::Full));
         if members.is_empty() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bothways::{Stage, Target, cluster::memory::MemoryBroker, session::UnreachedWhy, testing};
 use tokio::time::{Instant, sleep};
 
-use crate::support::{next, nodes, nothing, until};
+use crate::support::{join_with, next, nodes, nothing, until};
 
 /// Without mail, the sessions here get a push, and the others count as unreached at once.
 #[test]
@@ -235,6 +235,87 @@ fn a_server_that_is_dropped_runs_out() {
         sleep(Duration::from_secs(2)).await;
         let receipt = one.push(&Target::everyone(), "x");
         assert_eq!((receipt.routing(), receipt.outcomes().targets()), (0, 0));
-        assert!(receipt.is_no_route());
+        assert!(receipt.is_partial(), "it may only be cut off");
+        sleep(Duration::from_secs(120)).await;
+        assert!(one.push(&Target::everyone(), "y").is_no_route());
+    });
+}
+
+/// A node whose lease has ended may live, and have all its clients: until it is a member again, and for two minutes at most,
+/// pushes and questions name it as not reached.
+#[test]
+fn a_node_that_may_still_live_is_unreached() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other] = nodes(&broker).await;
+        let mut ann = other.client("ann").await;
+        let is_alone = || one.server().nodes().is_some_and(|(_, others)| others.is_empty());
+
+        broker.faults().cut(other.id, true);
+        until("nobody counts it", is_alone).await;
+        sleep(Duration::from_secs(2)).await;
+        let receipt = one.push(&Target::user("ann"), "while it is away");
+        assert_eq!((receipt.routing(), receipt.outcomes().targets(), receipt.is_no_route()), (0, 0, false));
+        let unreached = receipt.unreached();
+        assert_eq!((unreached.len(), unreached[0].node, unreached[0].why), (1, other.id, UnreachedWhy::NodeLost));
+        assert!(!unreached[0].maybe);
+        let explained = one.server().explain_everywhere(&Target::user("ann")).await.expect("no topic");
+        assert_eq!(explained.silent, [(other.id, UnreachedWhy::NodeLost)]);
+
+        broker.faults().cut(other.id, false);
+        until("it is back", || !is_alone()).await;
+        let receipt = one.push(&Target::user("ann"), "now it is back");
+        assert_eq!(next(&mut ann).await, "now it is back");
+        assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
+        assert!(!receipt.is_partial());
+
+        // This node loses its lease too, and is back before the other one, which is cut off.
+        let (other_id, _) = other.server().nodes().expect("it is a member");
+        broker.faults().cut(other_id, true);
+        broker.faults().end_all_leases();
+        until("it is back", || one.server().nodes().is_some_and(|(me, _)| me != one.id)).await;
+        let receipt = one.push(&Target::user("ann"), "nobody else is back");
+        assert_eq!((receipt.unreached()[0].node, receipt.unreached()[0].why), (other_id, UnreachedWhy::NodeLost));
+
+        sleep(Duration::from_secs(119)).await;
+        assert!(one.push(&Target::user("ann"), "still").is_partial());
+        sleep(Duration::from_secs(1)).await;
+        assert!(one.push(&Target::user("ann"), "not any more").is_no_route());
+        nothing(&mut ann).await;
+    });
+}
+
+/// Of a node that has left everybody knows that nothing of it is there.
+#[test]
+fn a_node_that_has_left_is_not_unreached() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other] = nodes(&broker).await;
+        other.server().shutdown(Duration::from_secs(1)).await;
+        until("one is alone", || one.server().nodes() == Some((one.id, vec![]))).await;
+        sleep(Duration::from_secs(2)).await;
+        let receipt = one.push(&Target::everyone(), "x");
+        assert!(receipt.is_no_route() && !receipt.is_partial(), "{receipt:?}");
+    });
+}
+
+/// Where a node died another one runs, at its address: its sessions are nowhere any more.
+#[test]
+fn a_node_in_the_place_of_another_one_ends_the_doubt() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one] = nodes(&broker).await;
+        let at = |address: &'static str| join_with(&broker, move |cluster| cluster.address(address));
+        let other = at("tcp@10.0.0.7:8972").await;
+        broker.faults().kill(other.id);
+        until("one is alone", || one.server().nodes() == Some((one.id, vec![]))).await;
+        sleep(Duration::from_secs(2)).await;
+        assert!(one.push(&Target::user("ann"), "x").is_partial());
+        let _elsewhere = at("tcp@10.0.0.8:8972").await;
+        assert!(one.push(&Target::user("ann"), "x").is_partial());
+        let _there = at("tcp@10.0.0.7:8972").await;
+        let receipt = one.push(&Target::user("ann"), "x");
+        receipt.handled().await;
+        assert!(receipt.is_no_route(), "{receipt:?}");
     });
 }

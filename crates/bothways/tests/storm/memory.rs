@@ -9,7 +9,8 @@ use std::{
 };
 
 use bothways::{
-    Client, ClientOptions, ConnectionEvent, ConnectionEvents, Push, Receipt, Server, ServerMessages, Stage, Target,
+    Client, ClientOptions, ConnectionEvent, ConnectionEvents, OtherAddresses, Push, Receipt, Server, ServerMessages,
+    Stage, Target,
     cluster::{Cluster, NodeId, memory::MemoryBroker},
     session::{SessionId, SessionOptions},
     testing::{Network, TestClient, Wire},
@@ -48,7 +49,8 @@ struct Node {
 }
 
 impl Node {
-    async fn join(broker: &MemoryBroker) -> Arc<Self> {
+    /// `place`: none is at its address at the same time.
+    async fn join(broker: &MemoryBroker, place: usize) -> Arc<Self> {
         let server = Server::builder()
             .sessions(SessionOptions::new().events_max(EVENTS))
             .auth(|request| async move {
@@ -61,7 +63,7 @@ impl Node {
             })
             .build();
         // While the register stands still nobody joins.
-        while let Err(error) = server.join(Cluster::new(broker.engine())).await {
+        while let Err(error) = server.join(Cluster::new(broker.engine()).address(format!("place@{place}"))).await {
             eprintln!("nobody joins now: {error}");
             sleep(Duration::from_millis(500)).await;
         }
@@ -246,7 +248,7 @@ impl World {
     }
 
     async fn replace(&self, place: usize) {
-        let node = Node::join(&self.broker).await;
+        let node = Node::join(&self.broker, place).await;
         self.nodes.lock()[place] = Some(node);
         self.note(format!("another node {place}"));
     }
@@ -334,10 +336,10 @@ impl Storm {
     pub(crate) async fn begin(seed: u64, clients: usize) -> Self {
         let broker = MemoryBroker::new();
         let mut nodes = Vec::new();
-        for _ in 0..NODES {
-            nodes.push(Some(Node::join(&broker).await));
+        for place in 0..NODES {
+            nodes.push(Some(Node::join(&broker, place).await));
         }
-        let origin = Node::join(&broker).await;
+        let origin = Node::join(&broker, NODES).await;
         let knows_all = || origin.server().nodes().is_some_and(|(_, others)| others.len() == NODES);
         until("it knows the others", knows_all).await;
 
@@ -349,6 +351,8 @@ impl Storm {
             let options = ClientOptions::new()
                 .auth(format!("u{user}/g{group}/{client}"))
                 .backoff(Duration::from_millis(50), Duration::from_secs(1))
+                // The storm says where they go.
+                .other_addresses(OtherAddresses::Ignore)
                 .quiet(true);
             let node = nodes[place].as_ref().expect("it is there");
             let test = node.network.client(options).await.expect("it listens");
