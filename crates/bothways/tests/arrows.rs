@@ -61,6 +61,7 @@ const SESSION_ROWS: &[&[&str]] = &[
         "feed",
         "account",
         "parts",
+        "came_with",
         "endings",
         "carried_call",
         "presence",

@@ -18,14 +18,13 @@ use parking_lot::Mutex;
 use super::{
     repeats::{FirstOfKey, Lost},
     session::Ack,
-    subscriptions,
     waiting::{self, Amount, Waiting},
 };
 use crate::{
     calm::{Said, tell},
     codec::{CodecError, Payload},
     connection::{Connection, Overflow},
-    session::{Failure, Position},
+    session::{Failure, Position, TopicPlace},
 };
 
 /// A message that a server pushed.
@@ -72,7 +71,7 @@ fn position_of(message: &Message, connection: &Connection) -> Option<Position> {
         return None;
     }
     topic_of(message, connection)?;
-    subscriptions::position(&message.metadata())
+    TopicPlace::of(&message.metadata()).map(|place| place.position)
 }
 
 impl crate::Request {

@@ -26,7 +26,7 @@ use crate::{
     connection::ConnectionId,
     error::CallError,
     in_turn::{self, Lines},
-    session::{Answer, Position, SubscribeArgs, SubscribeReply, Subscribed},
+    session::{Answer, Position, SubscribeArgs, SubscribeReply, Subscribed, TopicPlace},
 };
 
 /// Shared between the client, the reader of its connection, and the task that subscribes again.
@@ -406,8 +406,8 @@ impl Subscriptions {
             return;
         }
         let metadata = metadata();
-        if let (Some(topic), Some(position)) = (metadata.get(keys::TOPIC), position(&metadata))
-            && let previous = previous(&metadata, position)
+        if let (Some(topic), Some(place)) = (metadata.get(keys::TOPIC), TopicPlace::of(&metadata))
+            && let TopicPlace { position, previous } = place
             && let Some(subscription) = self.state.lock().list.get_mut(topic)
             && counts(subscription.position, position, previous)
         {
@@ -589,19 +589,6 @@ pub(super) struct ToDo {
     pub(super) with_gaps: Vec<Arc<str>>,
     /// What it has and is not to have.
     pub(super) unwanted: Vec<Arc<str>>,
-}
-
-/// The position of a message within its topic.
-pub(super) fn position(metadata: &Metadata) -> Option<Position> {
-    let number = |key| metadata.get(key)?.parse().ok();
-    Some(Position { epoch: number(keys::TOPIC_EPOCH)?, offset: number(keys::TOPIC_OFFSET)? })
-}
-
-/// The offset of the message before it: one less, unless it says so itself.
-fn previous(metadata: &Metadata, position: Position) -> u64 {
-    let before = position.offset.saturating_sub(1);
-    let said = metadata.get(keys::TOPIC_PREVIOUS).and_then(|text| text.parse().ok());
-    said.filter(|said| *said <= before).unwrap_or(before)
 }
 
 /// Subscribes by an ordinary call. `part`: what was missed may come in parts, for which the caller asks.

@@ -6,6 +6,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use bothways_proto::{Metadata, keys};
+
 /// How far somebody is with the messages of a topic that has a history.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Position {
@@ -13,6 +15,25 @@ pub struct Position {
     pub epoch: u64,
     /// The last message seen, counted from 1; 0 is before the first.
     pub offset: u64,
+}
+
+/// Where a message stands, as its pairs say.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct TopicPlace {
+    pub(crate) position: Position,
+    /// The offset of the message before it: one less, unless its pairs say otherwise.
+    pub(crate) previous: u64,
+}
+
+impl TopicPlace {
+    /// `None`: it is of no topic with a history.
+    pub(crate) fn of(metadata: &Metadata) -> Option<Self> {
+        let number = |key| metadata.get(key)?.parse().ok();
+        let position = Position { epoch: number(keys::TOPIC_EPOCH)?, offset: number(keys::TOPIC_OFFSET)? };
+        let before = position.offset.saturating_sub(1);
+        let previous = number(keys::TOPIC_PREVIOUS).filter(|said| *said <= before).unwrap_or(before);
+        Some(Self { position, previous })
+    }
 }
 
 /// How much a history keeps. What is beyond any of these is dropped, oldest first.

@@ -34,6 +34,7 @@
 //! | `kept.rs` | the topics that the server keeps, and how many |
 //! | `hub.rs`, `hub/` | topics at work: publishing, subscribing |
 //! | `parts.rs` | how far a session is in topics that come in parts |
+//! | `came_with.rs` | which messages of topics have come with a session from another node |
 //! | `tell.rs` | tells subscribers of changes of presence |
 //! | `away.rs` | sessions whose clients are away: for how long, and how many |
 //! | `ranks.rs` | which of these go first when they are too many |
@@ -75,6 +76,8 @@ mod anywhere;
 mod away;
 mod batch;
 mod call;
+#[cfg(feature = "cluster")]
+mod came_with;
 #[cfg(feature = "cluster")]
 mod carried;
 #[cfg(feature = "cluster")]
@@ -138,6 +141,7 @@ pub(crate) use self::{
     account::UserCall,
     acks::{Acks, End, TOLD_AT_ONCE, put_failed},
     feed::Fed,
+    history::TopicPlace,
     hub::{Answer, SubscribeArgs, SubscribeReply, TopicStanding, Wish},
     options::Setup,
     presence::{ROSTER_MEMBERS_MAX, RosterArgs, RosterReply},

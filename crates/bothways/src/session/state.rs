@@ -38,8 +38,6 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-#[cfg(feature = "cluster")]
-use super::receipt::Ticket;
 use super::{
     Session, SessionId,
     account::Account,
@@ -59,6 +57,8 @@ use super::{
     secrets::Secret,
     topic::Patterns,
 };
+#[cfg(feature = "cluster")]
+use super::{came_with::CameWith, history::TopicPlace, receipt::Ticket};
 use crate::{
     clock::later,
     connection::{Connection, HeldReply, Methods},
@@ -153,6 +153,8 @@ struct Rare {
     /// The oldest push that its client has received and not handled, and since when it is the oldest; 0: none.
     held: Option<Box<(u64, Instant)>>,
     parts: Parts,
+    #[cfg(feature = "cluster")]
+    came_with: CameWith,
     /// Connections that it had before, whose tokens have run out: what runs on them is answered there.
     former: Vec<Connection>,
     /// The session that made way for it last.
@@ -453,6 +455,14 @@ impl State {
         (rare.secret, rare.labels) = (secret, labels.into_iter().collect());
         for (id, until) in given_up {
             rare.given_up.get_or_insert_default().note(id, until);
+        }
+        self
+    }
+
+    /// These messages of topics its ledger has from another node.
+    pub(super) fn coming_with(mut self, came_with: CameWith) -> Self {
+        if !came_with.is_empty() {
+            self.rare().came_with = came_with;
         }
         self
     }
@@ -1138,6 +1148,10 @@ impl State {
     /// True if it was subscribed.
     pub(super) fn unsubscribe(&mut self, pattern: &str) -> bool {
         self.forget_parts(pattern);
+        #[cfg(feature = "cluster")]
+        if let Some(rare) = &mut self.rare {
+            rare.came_with.forget(pattern);
+        }
         self.patterns.remove(pattern)
     }
 
@@ -1150,6 +1164,24 @@ impl State {
     /// What it was sent of this topic before it subscribes to it.
     pub(super) fn part_of(&self, topic: &str) -> Option<Part> {
         self.rare.as_ref().and_then(|rare| rare.parts.of(topic))
+    }
+
+    /// True if the message that stands here in a topic has come with this session from another node.
+    #[cfg(feature = "cluster")]
+    pub(super) fn came_with(&self, topic: &str, position: Position) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.came_with.has(topic, position))
+    }
+
+    /// Without a cluster it has come from nowhere.
+    #[cfg(not(feature = "cluster"))]
+    pub(super) fn came_with(&self, _topic: &str, _position: Position) -> bool {
+        false
+    }
+
+    /// This has come after it from the node that had it.
+    #[cfg(feature = "cluster")]
+    pub(super) fn note_came(&mut self, topic: &str, place: TopicPlace) {
+        self.rare().came_with.note(topic, place);
     }
 
     /// It was sent this part of a topic, which follows that position.

@@ -19,6 +19,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     NodeId, Session, SessionId,
     away::{Owner, Waiting},
+    came_with::CameWith,
     claims::Held,
     elsewhere::{Counts, Known, Watcher},
     endings::{Ending, NotResumed},
@@ -217,8 +218,11 @@ impl Registry {
         let events = image.events.into_iter();
         let event_log =
             Arc::new(EventLog::restored(self.options.events_max, now.checked_sub(age).unwrap_or(now), events));
-        let mut receipts = Vec::new();
+        let (mut receipts, mut came_with) = (Vec::new(), CameWith::default());
         let mut ticket = |entry: &EntryImage| {
+            if let Some((topic, place)) = entry.place(self.limits()) {
+                came_with.note(&topic, place);
+            }
             let receipt = match entry.number {
                 0 => Receipt::new(),
                 _ if !listens => Receipt::new(),
@@ -239,6 +243,7 @@ impl Registry {
         let given_up = image.given_up.into_iter().map(|(id, left)| (id, now + Duration::from_millis(left)));
         let state = State::arrived(since, image.generation, ledger)
             .knowing(Secret::of(image.hash, image.attempt), image.labels, given_up)
+            .coming_with(came_with)
             .handling(image.methods.map(Methods::of_text), image.takes_only_these, image.knows_topics);
         let inner = Inner {
             id: image.id,
@@ -272,14 +277,19 @@ impl Registry {
     pub(crate) fn take_late(&self, id: SessionId, image: EntryImage, follows: Watcher) -> Option<Receipt> {
         let session = self.session(id)?;
         let receipt = Receipt::relayed(follows);
-        let ticket = receipt.ticket(id);
+        let (ticket, place) = (receipt.ticket(id), image.place(self.limits()));
         {
             let mut state = session.lock();
             let now = session.now();
             let entry = image.open(now, ticket)?;
             state.expire_waiting(now);
             if let Some(entry) = state.hold(entry, &"late".into()) {
+                let missed = state.ledger().missed();
                 state.take(entry, None, now);
+                let is_taken = missed == state.ledger().missed();
+                if let Some((topic, place)) = place.filter(|_| is_taken) {
+                    state.note_came(&topic, place);
+                }
             }
         }
         session.pump();

@@ -112,6 +112,54 @@ fn what_was_published_while_a_session_was_parked_is_asked_for() {
     });
 }
 
+/// What a session is owed when it comes to another node is not sent once more to a client that asks from before that: by
+/// itself, as its session was in the store, before it has got any of it; or because its application asks.
+#[test]
+fn what_came_with_a_session_is_not_sent_again() {
+    for parks in [true, false] {
+        testing::run(async {
+            let broker = MemoryBroker::new();
+            let [one, other] = [join(&broker).await, join(&broker).await];
+            until("they know each other", || one.server().nodes().is_some_and(|(_, others)| others.len() == 1)).await;
+            let (mut ann, id) = subscriber(&one).await;
+            let publish = |text: &str| other.server().publish("log", &Push::new("News", "say", text.to_owned()));
+            publish("seen").expect("small");
+            assert_eq!(next(&mut ann).await, "seen");
+            let seen = ann.client.subscribe("log").await.expect("it has it").position.expect("it has a history");
+
+            one.loses(&ann).await;
+            // More than is on the way at once: what it owes comes after the word that something is missing.
+            let texts: Vec<String> = (0..8).map(|number| format!("{number} {}", "x".repeat(100 << 10))).collect();
+            for text in &texts {
+                publish(text).expect("small");
+            }
+            settle().await;
+            if parks {
+                assert_eq!(one.server().drain(Duration::from_secs(5), 100).await.sessions_parked, 1);
+            }
+            goes_to(&ann, &other);
+            until("it is there", || is_there(&other, id)).await;
+            for text in &texts {
+                let came = timeout(Duration::from_secs(60), next(&mut ann)).await;
+                assert!(came.as_deref() == Ok(&**text), "in order, and once: {:?}", came.map(|came| came.len()));
+            }
+            nothing(&mut ann).await;
+
+            let asked = ann.client.subscribe_from("log", seen).await.expect("it is open");
+            assert!(asked.recovered);
+            nothing(&mut ann).await;
+
+            // Who leaves a topic and asks for it anew has it again.
+            ann.client.unsubscribe("log").await.expect("it had it");
+            ann.client.subscribe_from("log", seen).await.expect("it is open");
+            for text in &texts {
+                let came = timeout(Duration::from_secs(60), next(&mut ann)).await;
+                assert!(came.as_deref() == Ok(&**text), "again, as it was asked for");
+            }
+        });
+    }
+}
+
 /// A client there that subscribes to `log`.
 async fn subscriber(node: &Node) -> (testing::TestClient, SessionId) {
     let client = node.network.client(ClientOptions::new()).await.expect("it listens");

@@ -379,7 +379,9 @@ impl Hub {
         state.expire_waiting(session.now());
         let ledger = state.ledger();
         let in_part = |stamp| parts.is_some_and(|sent| sent.has(stamp));
-        let is_sent = |stamp| (covered_since <= stamp || in_part(stamp)) && !ledger.is_unsent(stamp);
+        let came_with = |offset| state.came_with(pattern, Position { offset, ..history.position() });
+        let is_sent =
+            |offset, stamp| came_with(offset) || (covered_since <= stamp || in_part(stamp)) && !ledger.is_unsent(stamp);
         let Missed { mut messages, outcome } = Missed::of(history, from, latest_only, is_sent);
 
         let mut answer = Answer { subscribed: outcome, ..Answer::default() };
@@ -625,12 +627,12 @@ struct Missed<'a> {
 }
 
 impl<'a> Missed<'a> {
-    /// `is_sent`: the message of this stamp has been sent already.
+    /// `is_sent`: the message of this offset, with this stamp, has been sent already.
     fn of(
         history: &'a History<Published>,
         from: Option<Position>,
         latest_only: bool,
-        is_sent: impl Fn(u64) -> bool,
+        is_sent: impl Fn(u64, u64) -> bool,
     ) -> Self {
         let head = history.position();
 
@@ -638,7 +640,7 @@ impl<'a> Missed<'a> {
             let had = from.is_some_and(|from| from == head);
             let newest = history.newest();
             let is_known = from.is_some_and(|from| from.epoch == head.epoch);
-            let unsent = newest.filter(|newest| !had && !is_sent(newest.item.stamp));
+            let unsent = newest.filter(|newest| !had && !is_sent(newest.offset, newest.item.stamp));
 
             // Before the newest, so that a client that loses it on the way asks for it again.
             let offset = unsent.map_or(head.offset, |newest| newest.offset - 1);
@@ -655,7 +657,7 @@ impl<'a> Missed<'a> {
             Some((from, missed)) => Self {
                 messages: missed
                     .map(|kept| (kept.offset, &kept.item))
-                    .filter(|(_, published)| !is_sent(published.stamp))
+                    .filter(|(offset, published)| !is_sent(*offset, published.stamp))
                     .collect(),
                 outcome: Subscribed { recovered: true, position: Some(from) },
             },

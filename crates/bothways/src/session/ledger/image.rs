@@ -6,6 +6,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use bothways_proto::{Limits, Message, keys};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,7 @@ use super::{
     book::{Book, Queued, Sent},
 };
 use crate::session::{
+    history::TopicPlace,
     keys::{Holder, KeyHash, Keyed},
     push::{Class, Origin, Priority},
     receipt::{Stage, Ticket},
@@ -97,6 +99,13 @@ impl EntryImage {
     /// As this, under another number.
     pub(in crate::session) fn numbered(self, number: u64) -> Self {
         Self { number, ..self }
+    }
+
+    /// The topic that it was published to, and where it stands there, if that has a history.
+    pub(in crate::session) fn place(&self, limits: &Limits) -> Option<(String, TopicPlace)> {
+        let message = Message::parse(self.frame.clone(), limits).ok()?;
+        let metadata = message.metadata();
+        Some((metadata.get(keys::TOPIC)?.to_owned(), TopicPlace::of(&metadata)?))
     }
 
     pub(in crate::session) fn stage(&self) -> Stage {
