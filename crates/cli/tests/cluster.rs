@@ -58,7 +58,7 @@ fn a_push_reaches_a_client_of_another_process_and_a_third_one_may_be_killed() {
         if second.code == Some(0) {
             break;
         }
-        assert!(killed.elapsed() < Duration::from_secs(40), "its lease has ended: {second:?}");
+        assert!(killed.elapsed() < Duration::from_secs(100), "its lease has ended, and it is forgotten: {second:?}");
     }
 }
 

@@ -20,8 +20,9 @@ use crate::{
     session::UnreachedWhy,
 };
 
-/// For how long receipts name a node whose lease has ended. As long as one that answers nothing is asked.
-const ABSENT_FOR: Duration = Duration::from_secs(120);
+/// For how long receipts name a node whose lease has ended: twice as long as a lease. Its sessions are told to be lost by
+/// then, and each push would be partial for as long.
+const ABSENT_FOR: Duration = Duration::from_secs(30);
 /// How many such nodes are remembered. Of more, those whose leases ended last.
 const ABSENT_MAX: usize = 256;
 /// How long a node that leaves waits for each of the others to hear it.
