@@ -233,19 +233,24 @@ pub(super) async fn explain(asking: Asking, asked: PushTarget) -> Result<AdminEx
 
 pub(super) async fn kick(asking: Asking, AdminKick { target, why }: AdminKick) -> Result<AdminKicked, Refused> {
     let whom = asking.target(&target)?;
-    #[cfg(feature = "cluster")]
-    let kicked = {
-        let Answers { answers, silent } = asking.server.kick_everywhere(&whom, &why).await.map_err(Refused::wrong)?;
-        let is_alone = asking.server.shared.node.get().is_none();
-        let by_node = answers.iter().filter(|_| !is_alone).map(|(node, ended)| (node.to_string(), *ended)).collect();
-        let ended = answers.iter().map(|(_, ended)| ended).sum();
-        AdminKicked { ended, by_node, silent: silent_of(silent) }
-    };
-    #[cfg(not(feature = "cluster"))]
-    let kicked =
-        AdminKicked { ended: asking.server.kick(&whom, &why).map_err(Refused::wrong)?, ..AdminKicked::default() };
-    asking.note("kick", &target.to_string(), &why, kicked.ended);
-    Ok(kicked)
+    let acting = asking.act("kick", target.to_string(), why.clone());
+    let kicked = kick_all(&asking.server, &whom, &why).await;
+    acting.ended(kicked.as_ref().map(|kicked| kicked.ended));
+    kicked
+}
+
+#[cfg(feature = "cluster")]
+async fn kick_all(server: &Server, whom: &Target, why: &str) -> Result<AdminKicked, Refused> {
+    let Answers { answers, silent } = server.kick_everywhere(whom, why).await.map_err(Refused::wrong)?;
+    let is_alone = server.shared.node.get().is_none();
+    let by_node = answers.iter().filter(|_| !is_alone).map(|(node, ended)| (node.to_string(), *ended)).collect();
+    let ended = answers.iter().map(|(_, ended)| ended).sum();
+    Ok(AdminKicked { ended, by_node, silent: silent_of(silent) })
+}
+
+#[cfg(not(feature = "cluster"))]
+async fn kick_all(server: &Server, whom: &Target, why: &str) -> Result<AdminKicked, Refused> {
+    Ok(AdminKicked { ended: server.kick(whom, why).map_err(Refused::wrong)?, ..AdminKicked::default() })
 }
 
 #[cfg(test)]

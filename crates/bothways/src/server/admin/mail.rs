@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Asking, Refused, lists::PAGE_MAX};
+use super::{Acting, Asking, Refused, lists::PAGE_MAX};
 use crate::{
     session::{DeadLetter, LetterView, Mail, MailboxView},
     store::Place,
@@ -86,19 +86,24 @@ pub(super) async fn dead_letters(asking: Asking, asked: LettersAsked) -> Result<
 }
 
 pub(super) async fn send_again(asking: Asking, letter: LetterNamed) -> Result<bool, Refused> {
-    let is_sent = mail(&asking)?.send_again(&letter.user, letter.place).await.map_err(failed)?;
-    asking.note("send again", &format!("user {}", letter.user), &letter.place.to_string(), usize::from(is_sent));
-    Ok(is_sent)
+    let mail = mail(&asking)?;
+    let acting = act(&asking, "send again", &letter);
+    let sent = mail.send_again(&letter.user, letter.place).await;
+    acting.ended(sent.as_ref().map(|is_sent| usize::from(*is_sent)));
+    sent.map_err(failed)
 }
 
 pub(super) async fn delete(asking: Asking, letter: LetterNamed) -> Result<bool, Refused> {
     let mail = mail(&asking)?;
+    let acting = act(&asking, if letter.dead { "delete a dead letter" } else { "delete a letter" }, &letter);
     let deleted = match letter.dead {
         true => mail.delete_dead_letter(&letter.user, letter.place).await,
         false => mail.delete(&letter.user, letter.place).await,
     };
-    let is_deleted = deleted.map_err(failed)?;
-    let act = if letter.dead { "delete a dead letter" } else { "delete a letter" };
-    asking.note(act, &format!("user {}", letter.user), &letter.place.to_string(), usize::from(is_deleted));
-    Ok(is_deleted)
+    acting.ended(deleted.as_ref().map(|is_deleted| usize::from(*is_deleted)));
+    deleted.map_err(failed)
+}
+
+fn act<'a>(asking: &'a Asking, act: &'static str, letter: &LetterNamed) -> Acting<'a> {
+    asking.act(act, format!("user {}", letter.user), letter.place.to_string())
 }

@@ -151,6 +151,12 @@ impl Asking {
         self.door.audit.note_act(operator, &self.peer, act, target, detail, sessions);
     }
 
+    /// Begins what waits for others before it is known how it went. Nothing may be done before this.
+    fn act(&self, act: &'static str, target: String, detail: String) -> Acting<'_> {
+        let outcome = Err("its end was not waited for".to_owned());
+        Acting { asking: self, act, target, detail, outcome }
+    }
+
     /// Whom the operator means. Never the operator.
     fn target(&self, asked: &PushTarget) -> Result<Target, Refused> {
         let target = target_of(&self.server, asked)?;
@@ -160,6 +166,34 @@ impl Asking {
     /// The operator's own session.
     fn own(&self) -> Option<crate::session::SessionId> {
         self.server.shared.sessions.of_connection(self.connection).map(|session| session.id())
+    }
+}
+
+/// An act under way. It is noted when this is dropped: also if the operator waits for no answer, or the connection ends.
+struct Acting<'a> {
+    asking: &'a Asking,
+    act: &'static str,
+    target: String,
+    detail: String,
+    /// How many sessions it concerns, or why nobody knows.
+    outcome: Result<usize, String>,
+}
+
+impl Acting<'_> {
+    /// Notes how it went.
+    fn ended(mut self, outcome: Result<usize, impl std::fmt::Display>) {
+        self.outcome = outcome.map_err(|error| error.to_string());
+    }
+}
+
+impl Drop for Acting<'_> {
+    fn drop(&mut self) {
+        let Self { asking, act, target, detail, outcome } = self;
+        match outcome {
+            Ok(sessions) => asking.note(act, target, detail, *sessions),
+            // The detail may be cut, and this not.
+            Err(why) => asking.note(act, target, &format!("{why}: {detail}"), 0),
+        }
     }
 }
 
