@@ -135,15 +135,16 @@ impl<C: Caller> AdminClient<C> {
     /// As [`Self::connections`].
     pub async fn push(&self, push: &AdminPush) -> Result<AdminPushOutcome, CallError> {
         let more = Duration::from_millis(push.wait_ms).min(PUSH_WAIT_MAX);
-        self.ask("Push", push, more).await
+        self.ask("Push", push, PUSH_WAIT_MAX + more).await
     }
 
-    /// Pushes, and returns at once, with a number for [`Self::receipt`].
+    /// Pushes, and returns a number for [`Self::receipt`]: at once, or when a store has what is to be stored, or has been
+    /// waited for 10 s.
     ///
     /// # Errors
     /// As [`Self::connections`].
     pub async fn begin_push(&self, push: &AdminPush) -> Result<PushReceipt, CallError> {
-        self.ask("BeginPush", push, Duration::ZERO).await
+        self.ask("BeginPush", push, PUSH_WAIT_MAX).await
     }
 
     /// How far such a push has come.
