@@ -184,6 +184,10 @@ impl Reach {
         match ip.segments() {
             // Others go through to IPv4: as far inside as that.
             [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Self::of(v4_of(high, low)),
+            // Where in it the IPv4 address stands, only that network knows.
+            [0x64, 0xff9b, 1, ..] => Some(Self::Private),
+            // As private networks were written once.
+            [site, ..] if site & 0xffc0 == 0xfec0 => Some(Self::Private),
             [0x2002, high, low, ..] => Self::of(v4_of(high, low)),
             [0, 0, 0, 0, 0, 0, high, low] => Self::of(v4_of(high, low)),
             _ => Some(Self::Public),
@@ -248,7 +252,11 @@ mod tests {
             ("203.0.113.9", "::ffff:10.0.0.1", false),
             ("203.0.113.9", "64:ff9b::a00:1", false),
             ("203.0.113.9", "2002:0a00:0001::", false),
+            ("203.0.113.9", "64:ff9b:1::a00:1", false),
+            ("203.0.113.9", "fec0::1", false),
+            ("203.0.113.9", "feff::1", false),
             ("203.0.113.9", "2001:db8::1", true),
+            ("10.0.0.1", "fec0::1", true),
             ("10.0.0.1", "192.168.1.1", true),
             ("10.0.0.1", "169.254.169.254", false),
             ("10.0.0.1", "fe80::1", false),
