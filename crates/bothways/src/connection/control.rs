@@ -380,13 +380,15 @@ impl Connection {
     /// As [`Self::say_goodbye`], and when to come back. False: the client does not understand it. Of a `why` that is
     /// longer than [`WHY_BYTES_MAX`] the beginning is said.
     pub(crate) fn say_goodbye_for(&self, code: &str, why: &str, reconnect_after: Option<Duration>) -> bool {
+        self.catch_up();
         let mut said = goodbye(code, why, reconnect_after);
+        // Whom they are named to counts as one that goes there.
         if code == SHUTTING_DOWN
+            && self.peer_can(Capabilities::GOODBYE)
             && let Some(others) = self.shared.handler.others()
         {
             said.insert(keys::GOODBYE_OTHERS, others);
         }
-        self.catch_up();
         let understands = self.queue_goodbye(&mut self.shared.state.lock(), said);
         if understands {
             self.flush();
