@@ -3,7 +3,7 @@
 //! It runs in a task of its own: a client that leaves in the middle of it leaves no session behind whose record is
 //! written and that nobody has.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bothways_proto::{Metadata, keys};
 use bytes::Bytes;
@@ -295,12 +295,16 @@ impl Node {
         // Its next life, if this one is over, claims it anew.
         let (me, is_stale, term) = (self.me().unwrap_or(named), self.me() != Some(named), owned.term);
         let from = Some(NodeId(image.from)).filter(|from| self.others().contains(from));
+        let giver = NodeId(if image.giver == 0 { image.from } else { image.giver });
+        let chains = image.behind.iter().map(|(number, chain)| (*number, chain.iter().copied().map(NodeId).collect()));
+        let chains: HashMap<u64, Vec<NodeId>> = chains.collect();
+        let behind = |number: u64| chains.get(&number).map_or(&[][..], |chain| &**chain);
         let (taken, cuts) = {
             // What is pushed is before the cuts, or finds the session.
             let _alone = sessions.gate.write();
             let at = (me, self.last_push());
             let cuts = self.moves.own(id, owned, is_stale, at, cuts_of(image.taken.clone()));
-            let follows = |number| self.follows(from.unwrap_or(NodeId(0)), number);
+            let follows = |number| self.is_followed(giver, behind(number)).then(|| self.follows(giver, number));
             (sessions.take_in(image.clone(), from.is_some(), &follows), cuts)
         };
         let Some(taken) = taken else {
@@ -310,8 +314,8 @@ impl Node {
             }
             return self.moves.disown(id);
         };
+        self.owe_all(giver, &taken.receipts, &behind);
         let Some(from) = from else { return };
-        self.owe_all(from, &taken.receipts);
         let node = Arc::clone(self);
         let cuts = numbers(&cuts);
         tokio::spawn(async move {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     calls::CallNumber,
     link::Number,
-    remote::{PushNumber, State},
+    remote::{Name, Part, PushNumber, State},
 };
 use crate::{
     codec::{Encode, Payload},
@@ -41,6 +41,23 @@ impl State for Standing {
     fn precedes(&self, other: &Self) -> bool {
         self.changes < other.changes
     }
+}
+
+/// The last word of a node that stops about one push: what has not gone on ended so, and where the rest went.
+#[derive(Clone, Debug)]
+pub(super) struct LastWord {
+    pub(super) name: Name,
+    pub(super) rest: Standing,
+    pub(super) parts: Vec<GoneOn>,
+}
+
+/// A target that has gone on: under this number of the node that stops, and for how many milliseconds it waits in the
+/// store at most.
+#[derive(Clone, Debug)]
+pub(super) struct GoneOn {
+    pub(super) number: PushNumber,
+    pub(super) part: Part<Standing>,
+    pub(super) left: u64,
 }
 
 /// As a standing travels.
@@ -79,6 +96,12 @@ pub(super) enum Item {
     Outcome(CallNumber, Bytes),
     /// Does the other node still know these calls?
     CallsOut(Vec<CallNumber>),
+    /// How parts of pushes of the other node stand here, or of pushes that it has told of itself.
+    Parts(Vec<(Name, Standing)>),
+    /// How do these parts stand at the other node?
+    PartsDigest(Vec<Name>),
+    /// Last words of this node, which stops.
+    Left(Vec<LastWord>),
     /// A push that follows a session which went to the other node.
     Late(PushNumber, SessionId, Bytes),
     /// Of a newer version.
@@ -94,6 +117,8 @@ pub(super) enum Answer {
     Heard,
     /// `None`: nothing is known of it.
     Known(Vec<Option<Standing>>),
+    /// Not now: it is to be said again.
+    NotHeard,
     /// There is no such session.
     NotThere,
     /// Whether it knows them.
@@ -109,6 +134,9 @@ const CANCEL: u8 = 5;
 const OUTCOME: u8 = 6;
 const CALLS_OUT: u8 = 7;
 const LATE: u8 = 8;
+const PARTS: u8 = 9;
+const PARTS_DIGEST: u8 = 10;
+const LEFT: u8 = 11;
 
 const ROUTED: u8 = 1;
 const REFUSED: u8 = 2;
@@ -117,6 +145,26 @@ const KNOWN: u8 = 4;
 const UNSUPPORTED: u8 = 5;
 const NOT_THERE: u8 = 6;
 const CALLS_KNOWN: u8 = 7;
+const NOT_HEARD: u8 = 8;
+
+/// As last words travel.
+type Last = ((u64, u64), Told, Vec<(u64, Option<u64>, Told, u64)>);
+
+fn last_of(word: &LastWord) -> Last {
+    let parts = word
+        .parts
+        .iter()
+        .map(|GoneOn { number, part, left }| (*number, part.at.map(|at| at.0), Told::from(part.state), *left));
+    ((word.name.0.0, word.name.1), Told::from(word.rest), parts.collect())
+}
+
+fn read_last((name, rest, parts): Last) -> LastWord {
+    let parts = parts.into_iter().map(|(number, at, state, left)| {
+        let part = Part { at: at.map(NodeId), state: state.into() };
+        GoneOn { number, part, left }
+    });
+    LastWord { name: (NodeId(name.0), name.1), rest: rest.into(), parts: parts.collect() }
+}
 
 #[derive(Deserialize, Serialize)]
 struct Kind {
@@ -183,6 +231,15 @@ pub(super) fn write_batch(from: NodeId, number: Number, items: &[Item]) -> Bytes
         Item::Cancel(call) => Kind { kind: CANCEL, body: write(call) },
         Item::Outcome(call, outcome) => Kind { kind: OUTCOME, body: write(&(*call, outcome.clone())) },
         Item::CallsOut(calls) => Kind { kind: CALLS_OUT, body: write(calls) },
+        Item::Parts(states) => {
+            let told = states.iter().map(|((node, number), state)| ((node.0, *number), Told::from(*state)));
+            Kind { kind: PARTS, body: write(&told.collect::<Vec<_>>()) }
+        }
+        Item::PartsDigest(names) => {
+            let names = names.iter().map(|(node, number)| (node.0, *number));
+            Kind { kind: PARTS_DIGEST, body: write(&names.collect::<Vec<_>>()) }
+        }
+        Item::Left(words) => Kind { kind: LEFT, body: write(&words.iter().map(last_of).collect::<Vec<_>>()) },
         Item::Late(number, id, entry) => Kind { kind: LATE, body: write(&(*number, *id, entry.clone())) },
         Item::Other => Kind { kind: 0, body: Bytes::new() },
     });
@@ -212,6 +269,16 @@ pub(super) fn read_batch(bytes: Bytes) -> Option<(NodeId, Number, Vec<Item>)> {
                 Item::Outcome(call, outcome)
             }
             CALLS_OUT => Item::CallsOut(read(body)?),
+            PARTS => {
+                let told: Vec<((u64, u64), Told)> = read(body)?;
+                let told = told.into_iter().map(|((node, number), told)| ((NodeId(node), number), told.into()));
+                Item::Parts(told.collect())
+            }
+            PARTS_DIGEST => {
+                let names: Vec<(u64, u64)> = read(body)?;
+                Item::PartsDigest(names.into_iter().map(|(node, number)| (NodeId(node), number)).collect())
+            }
+            LEFT => Item::Left(read::<Vec<Last>>(body)?.into_iter().map(read_last).collect()),
             LATE => {
                 let (number, id, entry) = read(body)?;
                 Item::Late(number, id, entry)
@@ -232,6 +299,7 @@ pub(super) fn write_answers(answers: &[Answer]) -> Bytes {
             let told: Vec<Option<Told>> = states.iter().map(|state| state.map(Told::from)).collect();
             Kind { kind: KNOWN, body: write(&told) }
         }
+        Answer::NotHeard => Kind { kind: NOT_HEARD, body: Bytes::new() },
         Answer::NotThere => Kind { kind: NOT_THERE, body: Bytes::new() },
         Answer::CallsKnown(known) => Kind { kind: CALLS_KNOWN, body: write(known) },
         Answer::Unsupported => Kind { kind: UNSUPPORTED, body: Bytes::new() },
@@ -251,6 +319,7 @@ pub(super) fn read_answers(bytes: Bytes) -> Option<Vec<Answer>> {
                 let told: Vec<Option<Told>> = read(body)?;
                 Answer::Known(told.into_iter().map(|told| told.map(Standing::from)).collect())
             }
+            NOT_HEARD => Answer::NotHeard,
             NOT_THERE => Answer::NotThere,
             CALLS_KNOWN => Answer::CallsKnown(read(body)?),
             _ => Answer::Unsupported,
@@ -267,6 +336,10 @@ mod tests {
         Standing { changes, counts: Counts::of_pairs(&[(0, 1), (3, 2)]) }
     }
 
+    fn gone(at: Option<u64>) -> GoneOn {
+        GoneOn { number: 1 << 63, part: Part { at: at.map(NodeId), state: standing(1) }, left: 500 }
+    }
+
     /// What a node writes the other one reads, also what it does not know.
     #[test]
     fn mail_is_read_as_it_was_written() {
@@ -279,6 +352,13 @@ mod tests {
             Item::Outcome(4, Bytes::from_static(b"yes")),
             Item::CallsOut(vec![3, 4]),
             Item::Late(9, SessionId::next(), Bytes::from_static(b"late")),
+            Item::Parts(vec![((NodeId(3), 1 << 63), standing(2))]),
+            Item::PartsDigest(vec![(NodeId(3), 1 << 63)]),
+            Item::Left(vec![LastWord {
+                name: (NodeId(4), 7),
+                rest: standing(1),
+                parts: vec![gone(None), gone(Some(8))],
+            }]),
             Item::Other,
         ];
         let number = Number { epoch: 2, n: 9 };
@@ -289,6 +369,7 @@ mod tests {
             Answer::Refused,
             Answer::Heard,
             Answer::Known(vec![None, Some(standing(2))]),
+            Answer::NotHeard,
             Answer::NotThere,
             Answer::CallsKnown(vec![true, false]),
             Answer::Unsupported,

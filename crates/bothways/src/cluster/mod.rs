@@ -20,6 +20,7 @@
 //! | `moves.rs` | the sessions of a node in the register, and those that leave it or came lately |
 //! | `offers.rs` | which other nodes a node that stops names to its clients; no I/O, no clock |
 //! | `park.rs` | leaves sessions in the store whose node stops |
+//! | `last.rs` | the last words of a node that stops: where sessions went, and who is told of their pushes from there on |
 //! | `record.rs`, `snapshot.rs` | what the register has of a session, and a session as bytes |
 //! | `mail.rs` | what nodes write to each other |
 //! | `worlds.rs`, `worlds/` | searches all that can happen to these machines |
@@ -36,6 +37,7 @@ mod counted;
 mod cuts;
 mod doorbell;
 pub mod engine;
+mod last;
 mod link;
 mod mail;
 #[cfg(feature = "cluster-memory")]

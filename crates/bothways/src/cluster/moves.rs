@@ -44,7 +44,7 @@ use super::{
     mail::{Answer, Standing},
     node::Node,
     record::{RECORD_TTL, RENEW_AFTER, Written},
-    remote::PushNumber,
+    remote::{Name, PushNumber},
     snapshot,
 };
 use crate::{
@@ -95,6 +95,10 @@ struct State {
     /// Those that left or came lately, and what is known of a session that has left.
     passing: Passing<Instant, Known>,
     relays: HashMap<PushNumber, Following>,
+    /// Other names of theirs: of those whose sessions have gone on again.
+    aliases: HashMap<Name, PushNumber>,
+    /// The node has said its last words.
+    has_said_last: bool,
     next: PushNumber,
     /// When the lease was surely renewed last, and since when that never failed.
     renewed: Option<Instant>,
@@ -125,13 +129,18 @@ pub(super) struct Parcel {
 }
 
 /// A push of a session that was given to this node.
-struct Following {
-    node: NodeId,
+pub(super) struct Following {
+    /// `None`: the session is in the store.
+    pub(super) node: Option<NodeId>,
     /// It is known that the session went there. Until then, the node that speaks of it has it.
     is_settled: bool,
-    changes: u64,
+    /// The name under which another node hears of it.
+    pub(super) debt: Option<Name>,
+    /// Until when it waits in the store.
+    pub(super) until: Option<Instant>,
+    pub(super) changes: u64,
     said: Option<Counts>,
-    relay: Option<Relay>,
+    pub(super) relay: Option<Relay>,
 }
 
 /// What nodes ask each other when sessions move.
@@ -206,6 +215,8 @@ impl Moves {
             later: BTreeSet::new(),
             claiming: HashSet::new(),
             passing: Passing::new(),
+            aliases: HashMap::new(),
+            has_said_last: false,
             relays: HashMap::new(),
             next: RELAY,
             renewed: None,
@@ -383,7 +394,9 @@ impl Moves {
     /// What is over is forgotten. Answers whether there is more.
     fn forget_old(&self) -> bool {
         let mut state = self.state.lock();
-        state.passing.forget_old(Instant::now());
+        let State { passing, aliases, relays, .. } = &mut *state;
+        passing.forget_old(Instant::now());
+        aliases.retain(|_, number| relays.contains_key(number));
         self.count_left(&state);
         self.have_moved()
     }
@@ -400,9 +413,10 @@ impl Moves {
     pub(super) fn told(&self, number: PushNumber, node: NodeId, standing: &Standing) {
         let relay = {
             let mut state = self.state.lock();
-            let speaks = |following: &&mut Following| following.node == node || !following.is_settled;
+            let speaks =
+                |following: &&mut Following| !following.is_settled || following.node.is_none_or(|at| at == node);
             let Some(following) = state.relays.get_mut(&number).filter(speaks) else { return };
-            following.node = node;
+            following.node = Some(node);
             if following.said.is_some() && standing.changes <= following.changes {
                 return;
             }
@@ -439,7 +453,7 @@ impl Moves {
         state.passing.lost(node);
         let lost: Vec<Following> = {
             let all = std::mem::take(&mut state.relays);
-            let (lost, kept) = all.into_iter().partition(|(_, at)| node.is_none_or(|node| at.node == node));
+            let (lost, kept) = all.into_iter().partition(|(_, at)| node.is_none_or(|node| at.node == Some(node)));
             state.relays = kept;
             let lost: HashMap<PushNumber, Following> = lost;
             lost.into_values().collect()
@@ -517,8 +531,8 @@ impl Node {
         };
 
         let mut numbers = Vec::new();
-        let given = self.give_away(&sessions, id, hash, &mut || {
-            let number = self.moves.state.lock().number(by);
+        let given = self.give_away(&sessions, id, hash, &mut |debt| {
+            let number = self.moves.state.lock().number(Some(by), debt);
             numbers.push(number);
             number
         });
@@ -584,13 +598,13 @@ impl Node {
                 self.moves.count_left(&state);
                 owning.and_then(|owning| owning.owned.image).map(|parcel| parcel.numbers.clone()).unwrap_or_default()
             };
-            (numbers, sessions.depart(id, &mut || self.moves.state.lock().number(to)))
+            (numbers, sessions.depart(id, &mut |debt| self.moves.state.lock().number(Some(to), debt)))
         };
         self.moves.wake();
         let Some(departed) = departed else { return };
         self.moves.departed.fetch_add(1, Ordering::Relaxed);
         for (number, relay) in numbers.into_iter().zip(departed.relays) {
-            self.relay(number, to, relay);
+            self.relay(number, Some(to), relay);
         }
         for (entry, relay, address) in departed.late {
             let passed = match address {
@@ -610,15 +624,16 @@ impl Node {
     }
 
     /// A ticket follows its push from here on.
-    fn relay(&self, number: PushNumber, to: NodeId, mut relay: Relay) {
-        let is_member = self.others().contains(&to);
+    pub(super) fn relay(&self, number: PushNumber, to: Option<NodeId>, mut relay: Relay) {
+        let is_there = to.is_none_or(|to| self.others().contains(&to));
         let mut state = self.moves.state.lock();
-        let Some(following) = state.relays.get_mut(&number).filter(|_| is_member) else {
+        let Some(following) = state.relays.get_mut(&number).filter(|_| is_there) else {
             state.relays.remove(&number);
             drop(state);
             return drop(relay);
         };
-        (following.node, following.is_settled) = (to, true);
+        // One that was in the store may have been taken out already.
+        (following.node, following.is_settled) = (to.or(following.node), true);
         // It may have been told before.
         match following.said {
             None => following.relay = Some(relay),
@@ -645,9 +660,11 @@ impl Node {
     }
 
     /// Sends a push after a session that went there.
-    fn send_after(&self, id: SessionId, to: NodeId, entry: EntryImage, relay: Relay) {
+    fn send_after(&self, id: SessionId, to: NodeId, mut entry: EntryImage, relay: Relay) {
         let number = entry.number;
-        self.relay(number, to, relay);
+        let debt = self.moves.state.lock().relays.get(&number).and_then(|following| following.debt);
+        entry.behind = self.chain_of(debt).into_iter().map(|node| node.0).collect();
+        self.relay(number, Some(to), relay);
         let bytes = entry.encode(SerializeType::MSGPACK).unwrap_or_default();
         if !self.offer_late(to, number, id, bytes) {
             self.moves.told(number, to, &Standing::NOWHERE);
@@ -668,6 +685,7 @@ impl Node {
             return;
         }
         let Some(sessions) = self.registry() else { return };
+        let debt = Some((origin, number)).filter(|(origin, _)| self.me() != Some(*origin));
         for (id, left, passed) in self.moves.behind(to, origin, number) {
             let Some(node) = left.filter(|_| passed == Passed::After) else {
                 let is_meant = left.is_some() || sessions.known(id).is_some_and(|known| to.admits_known(id, &known));
@@ -677,7 +695,7 @@ impl Node {
                 }
                 continue;
             };
-            let relay = self.moves.state.lock().number(node);
+            let relay = self.moves.state.lock().number(Some(node), debt);
             match sessions.late_of(id, push, to.topic(), receipt, relay) {
                 Some((entry, relay)) => self.send_after(id, node, entry, relay),
                 None => self.moves.forget(relay),
@@ -690,10 +708,11 @@ impl Node {
         let Ok(entry) = EntryImage::decode(SerializeType::MSGPACK, bytes) else { return Answer::Refused };
         let Some(sessions) = self.registry() else { return Answer::Refused };
         let gone_on = self.moves.state.lock().passing.went(id);
+        let behind: Vec<NodeId> = entry.behind.iter().copied().map(NodeId).collect();
         let receipt = match gone_on {
             None => sessions.take_late(id, entry, self.follows(from, number)),
             Some(to) => {
-                let next = self.moves.state.lock().number(to);
+                let next = self.moves.state.lock().number(Some(to), Some((from, number)));
                 let (entry, relay, receipt) = sessions.late_again(id, entry, next, self.follows(from, number));
                 self.send_after(id, to, entry, relay);
                 Some(receipt)
@@ -702,7 +721,8 @@ impl Node {
         let Some(receipt) = receipt else {
             return Answer::Routed(Standing::NOWHERE);
         };
-        Answer::Routed(self.owe(from, number, &receipt))
+        receipt.owes(from, number);
+        Answer::Routed(self.owe_late(from, number, &receipt, behind))
     }
 
     /// What tells a former node of a push that came with a session.
@@ -995,13 +1015,21 @@ impl Node {
         sessions: &Registry,
         id: SessionId,
         hash: &[u8; 32],
-        number: &mut dyn FnMut() -> PushNumber,
+        number: &mut dyn FnMut(Option<Name>) -> PushNumber,
     ) -> Option<SessionImage> {
         let me = self.me()?;
+        let mut debts = Vec::new();
         let _alone = sessions.gate.write();
         let taken = self.moves.taken(id, me, self.last_push());
-        let mut image = sessions.give(id, hash, number)?;
-        image.taken = taken;
+        let mut image = sessions.give(id, hash, &mut |debt| {
+            let debt = debt.filter(|(node, _)| *node != me);
+            let number = number(debt);
+            debts.extend(debt.map(|debt| (number, debt)));
+            number
+        })?;
+        (image.taken, image.giver) = (taken, me.0);
+        let chain = |debt| self.chain_of(Some(debt)).into_iter().map(|node| node.0).collect();
+        image.behind = debts.into_iter().map(|(number, debt)| (number, chain(debt))).collect();
         Some(image)
     }
 }
@@ -1016,25 +1044,82 @@ pub(super) fn cuts_of(numbers: Vec<(u64, PushNumber)>) -> Cuts {
     numbers.into_iter().map(|(node, number)| (NodeId(node), number)).collect()
 }
 
+impl Following {
+    fn of(node: Option<NodeId>, debt: Option<Name>) -> Self {
+        Self { node, is_settled: false, debt, until: None, changes: 0, said: None, relay: None }
+    }
+}
+
 impl State {
     /// The image that these are in goes to another node than the one that asked first, which may be gone.
     fn follow(&mut self, numbers: &[PushNumber], to: NodeId) {
         for number in numbers {
-            let new = || Following { node: to, is_settled: false, changes: 0, said: None, relay: None };
-            self.relays.entry(*number).or_insert_with(new).node = to;
+            self.relays.entry(*number).or_insert_with(|| Following::of(None, None)).node = Some(to);
         }
     }
 
     /// The number of one more relay to this node.
-    fn number(&mut self, to: NodeId) -> PushNumber {
+    fn number(&mut self, to: Option<NodeId>, debt: Option<Name>) -> PushNumber {
         let number = self.next;
         self.next = RELAY | self.next.wrapping_add(1);
-        self.relays.insert(number, Following { node: to, is_settled: false, changes: 0, said: None, relay: None });
+        self.relays.insert(number, Following::of(to, debt));
         number
     }
 }
 
 impl Moves {
+    /// The number of one more push that goes into the store with its session.
+    pub(super) fn number_in_store(&self, debt: Option<Name>, until: Instant) -> PushNumber {
+        // Nobody else hears of a push of this node itself, which stops.
+        if debt.is_none() {
+            return 0;
+        }
+        let mut state = self.state.lock();
+        let number = state.number(None, debt);
+        if let Some(following) = state.relays.get_mut(&number) {
+            following.until = Some(until);
+        }
+        number
+    }
+
+    /// From here on nothing is heard of pushes whose sessions have gone on: each of them of which another node hears, with
+    /// its number.
+    pub(super) fn say_last<T>(&self, word: impl Fn(PushNumber, &Following) -> Option<T>) -> Vec<T> {
+        let mut state = self.state.lock();
+        state.has_said_last = true;
+        state.relays.iter().filter_map(|(number, following)| word(*number, following)).collect()
+    }
+
+    pub(super) fn has_said_last(&self) -> bool {
+        self.state.lock().has_said_last
+    }
+
+    /// The node that had this one has stopped: it has gone on, under another name.
+    pub(super) fn gone_on(&self, number: PushNumber, by: NodeId, to: Name, at: Option<NodeId>) {
+        let mut state = self.state.lock();
+        let State { relays, aliases, .. } = &mut *state;
+        if let Some(following) = relays.get_mut(&number).filter(|following| following.node == Some(by)) {
+            following.node = at;
+            // The node that has it now counts its own changes.
+            (following.changes, following.said) = (0, None);
+            aliases.insert(to, number);
+        }
+    }
+
+    /// Nobody has taken this one out of the store.
+    pub(super) fn forget_in_store(&self, number: PushNumber) {
+        let mut state = self.state.lock();
+        let is_there = state.relays.get(&number).is_some_and(|following| following.node.is_none());
+        let forgotten = if is_there { state.relays.remove(&number) } else { None };
+        drop(state);
+        drop(forgotten);
+    }
+
+    /// The relay with this other name.
+    pub(super) fn alias(&self, name: Name) -> Option<PushNumber> {
+        self.state.lock().aliases.get(&name).copied()
+    }
+
     fn later(&self, id: SessionId, after: Duration) {
         self.state.lock().later.insert((Instant::now() + after, id));
         self.due.notify_one();

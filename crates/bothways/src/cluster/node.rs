@@ -11,7 +11,7 @@
 //! watcher under no lock of a session.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -43,7 +43,7 @@ use super::{
     moves::{self, Moves},
     offers::{Offers, Taker},
     options::Cluster,
-    remote::{At, Moved, Origin, Owed, PushNumber},
+    remote::{At, Moved, Name, Origin, Owed, PushNumber},
     topics::{TopicsOfNode, keep_topics},
     view::{ClusterStats, Home, Load, read_card},
 };
@@ -146,15 +146,19 @@ pub(super) struct State {
     /// It has left, and begins no other life.
     has_left: bool,
     pub(super) members: BTreeMap<NodeId, Link>,
-    origin: Origin<Standing>,
+    pub(super) origin: Origin<Standing>,
     receipts: HashMap<PushNumber, Receipt>,
     /// What receipts are to be told, in the order in which it was decided, and whether somebody is telling them.
     settling: VecDeque<(Receipt, Moved<Standing>)>,
     is_settling: bool,
     next: PushNumber,
-    owed: HashMap<NodeId, Owed<Standing>>,
+    pub(super) owed: HashMap<NodeId, Owed<Standing>>,
+    /// Pushes that came with their sessions from nodes that are gone, by whom they are owed to.
+    pub(super) parts_owed: HashMap<NodeId, Owed<Standing, Name>>,
+    /// Parts of this node's pushes that wait in the store, and until when.
+    pub(super) overdue: BTreeSet<(Instant, Name)>,
     /// Pushes of all others that it answers for.
-    owing: usize,
+    pub(super) owing: usize,
     /// Those that were members lately: pushes do not reach them.
     pub(super) absent: Absent,
     pub(super) calls: CallsOfNode,
@@ -239,6 +243,8 @@ impl Node {
                 is_settling: false,
                 next: 1,
                 owed: HashMap::new(),
+                parts_owed: HashMap::new(),
+                overdue: BTreeSet::new(),
                 owing: 0,
                 absent: Absent::default(),
                 calls: CallsOfNode::new(),
@@ -328,18 +334,13 @@ impl Node {
         standing
     }
 
-    /// As [`Self::owe`], for pushes that came with their session: they are told of in the next batch.
-    pub(super) fn owe_all(&self, to: NodeId, receipts: &[(PushNumber, Receipt)]) {
-        let mut state = self.state.lock();
-        let State { owed, owing, members, .. } = &mut *state;
-        let Some(link) = members.get(&to) else { return };
-        let owed = owed.entry(to).or_insert_with(Owed::new);
-        for (push, receipt) in receipts {
-            let (changes, outcomes) = receipt.standing();
-            owed.came(*push, Standing { changes, counts: Counts::from(&outcomes) });
-            *owing += 1;
+    /// As [`Self::owe`], of one that came after its session: those behind hear of it when that node is gone.
+    pub(super) fn owe_late(&self, to: NodeId, push: PushNumber, receipt: &Receipt, behind: Vec<NodeId>) -> Standing {
+        let standing = self.owe(to, push, receipt);
+        if let Some(owed) = self.state.lock().owed.get_mut(&to) {
+            owed.has_behind(push, behind);
         }
-        link.wake.notify_one();
+        standing
     }
 
     pub(super) fn engine(&self) -> &Arc<dyn Engine> {
@@ -456,6 +457,7 @@ impl Node {
             }
             state.calls.end_here();
             state.owed.clear();
+            state.parts_owed.clear();
             state.owing = 0;
             state.note(moved);
             (state.life.take(), state.lease.take())
@@ -472,6 +474,7 @@ impl Node {
 
     /// Leaves: the others are told how their pushes ended, as far as they listen, and that it goes.
     pub(crate) async fn leave(&self) {
+        self.say_last_words();
         let deadline = Instant::now() + LEAVE_MAX;
         loop {
             let said = self.said.notified();
@@ -554,11 +557,11 @@ impl Node {
     fn lose(&self, node: NodeId) {
         let life = {
             let mut state = self.state.lock();
-            let owed = state.owed.remove(&node).map_or(0, |owed| owed.len());
-            state.owing = state.owing.saturating_sub(owed);
             state.calls.end_of(node);
             let moved = state.drop_member(node, UnreachedWhy::NodeLost);
             state.note(moved);
+            // It is no member any more.
+            self.owe_behind(&mut state, node);
             state.life.clone()
         };
         if let Some(life) = life {
@@ -571,7 +574,7 @@ impl Node {
     }
 
     /// Tells the receipts what was noted, in its order: one thread at a time, under no lock, as a receipt wakes tasks.
-    fn settle(&self) {
+    pub(super) fn settle(&self) {
         let mut state = self.state.lock();
         if state.is_settling {
             return;
@@ -597,9 +600,20 @@ impl Node {
     fn next_batch(&self, node: NodeId) -> Option<(Number, Vec<Queued>)> {
         let most = self.batch_bytes_max();
         let mut state = self.state.lock();
-        let State { members, owed, calls, .. } = &mut *state;
+        let State { members, owed, parts_owed, calls, .. } = &mut *state;
         let link = members.get_mut(&node)?;
         calls.say(node, &mut link.out, most);
+        if let Some(owed) = parts_owed.get_mut(&node) {
+            let states = owed.say(STATES_MAX);
+            if !states.is_empty() {
+                let bytes = states.len() * ITEM_BYTES;
+                if let Err(Queued { item: Item::Parts(states), .. }) =
+                    link.out.offer(Queued::now(Item::Parts(states)), bytes)
+                {
+                    states.into_iter().for_each(|(name, _)| owed.unheard(name));
+                }
+            }
+        }
         if let Some(owed) = owed.get_mut(&node) {
             let states = owed.say(STATES_MAX);
             if !states.is_empty() {
@@ -617,9 +631,14 @@ impl Node {
     fn ask_digest(&self, node: NodeId) {
         let mut state = self.state.lock();
         let mut pushes = state.origin.digest(node);
+        let mut parts = state.origin.digest_parts(node);
         let State { members, calls, .. } = &mut *state;
         let Some(link) = members.get_mut(&node) else { return };
         calls.ask_digest(node, &mut link.out);
+        parts.truncate(STATES_MAX * 8);
+        for some in parts.chunks(STATES_MAX) {
+            let _ = link.out.offer(Queued::now(Item::PartsDigest(some.to_vec())), some.len() * ITEM_BYTES);
+        }
         if pushes.is_empty() {
             return;
         }
@@ -683,7 +702,7 @@ impl Node {
         let (mut moved, mut late) = (Vec::new(), Vec::new());
         {
             let mut state = self.state.lock();
-            let State { members, origin, owed, owing, calls, .. } = &mut *state;
+            let State { members, origin, owed, parts_owed, owing, calls, .. } = &mut *state;
             let Some(link) = members.get_mut(&node).filter(|link| Arc::ptr_eq(&link.wake, wake)) else { return };
             let Some(items) = link.out.answered(number) else { return };
             link.silent_since = None;
@@ -691,6 +710,24 @@ impl Node {
                 match (queued.item, answer) {
                     (Item::Push(push, ..), Answer::Routed(standing)) => moved.extend(origin.told(push, node, standing)),
                     (Item::Push(push, ..), _) => moved.extend(origin.not_sent(push, node, UnreachedWhy::Refused)),
+                    (Item::States(states), Answer::NotHeard) => {
+                        let owed = owed.get_mut(&node);
+                        owed.into_iter().for_each(|owed| states.iter().for_each(|(push, _)| owed.unheard(*push)));
+                    }
+                    (Item::Parts(states), answer) => {
+                        let Some(owed) = parts_owed.get_mut(&node) else { continue };
+                        let before = owed.len();
+                        let is_heard = !matches!(answer, Answer::NotHeard);
+                        states
+                            .into_iter()
+                            .for_each(|(name, _)| if is_heard { owed.heard(name) } else { owed.unheard(name) });
+                        *owing = owing.saturating_sub(before - owed.len());
+                    }
+                    (Item::PartsDigest(names), Answer::Known(states)) => {
+                        for (name, state) in names.into_iter().zip(states) {
+                            moved.extend(origin.part_digested(name, node, state));
+                        }
+                    }
                     (Item::States(states), _) => {
                         let Some(owed) = owed.get_mut(&node) else { continue };
                         let before = owed.len();
@@ -707,7 +744,7 @@ impl Node {
                     (item @ (Item::Call(..) | Item::Outcome(..) | Item::CallsOut(_)), answer) => {
                         calls.answered(node, item, answer);
                     }
-                    (Item::Digest(_) | Item::Cancel(_) | Item::Other, _) => {}
+                    (Item::Digest(_) | Item::PartsDigest(_) | Item::Left(_) | Item::Cancel(_) | Item::Other, _) => {}
                 }
             }
             state.note(moved);
@@ -719,10 +756,10 @@ impl Node {
 
     /// A batch of this link was not answered. What waits behind it fails too: it would only wait as long.
     fn failed(&self, node: NodeId, wake: &Arc<Notify>, why: UnreachedWhy, maybe: bool) {
-        let (mut moved, mut late, mut is_lost) = (Vec::new(), Vec::new(), false);
+        let (mut moved, mut late, mut again, mut is_lost) = (Vec::new(), Vec::new(), Vec::new(), false);
         {
             let mut state = self.state.lock();
-            let State { members, origin, owed, calls, .. } = &mut *state;
+            let State { members, origin, owed, parts_owed, calls, .. } = &mut *state;
             let Some(link) = members.get_mut(&node).filter(|link| Arc::ptr_eq(&link.wake, wake)) else { return };
             if why != UnreachedWhy::TooLarge {
                 link.silent_since.get_or_insert_with(Instant::now);
@@ -738,10 +775,19 @@ impl Node {
                         let owed = owed.get_mut(&node);
                         owed.into_iter().for_each(|owed| states.iter().for_each(|(push, _)| owed.unheard(*push)));
                     }
+                    Item::Parts(states) => {
+                        let owed = parts_owed.get_mut(&node);
+                        owed.into_iter().for_each(|owed| states.iter().for_each(|(name, _)| owed.unheard(*name)));
+                    }
                     Item::Late(..) => late.push((queued, maybe)),
                     item @ (Item::Call(..) | Item::Outcome(..)) => calls.failed(node, item, why, maybe),
-                    Item::Digest(_) | Item::Cancel(_) | Item::CallsOut(_) | Item::Other => {}
+                    // A last word is said again as long as there is time.
+                    item @ Item::Left(_) => again.push(item),
+                    Item::Digest(_) | Item::PartsDigest(_) | Item::Cancel(_) | Item::CallsOut(_) | Item::Other => {}
                 }
+            }
+            for item in again {
+                let _ = link.out.offer(Queued::now(item), ITEM_BYTES);
             }
             // Without mail for a moment only, they go on.
             if !alone && why != UnreachedWhy::EngineDown {
@@ -845,6 +891,10 @@ impl Node {
             Item::States(states) => {
                 let (relays, states): (Vec<_>, Vec<_>) =
                     states.into_iter().partition(|(push, _)| Self::is_relay(*push));
+                // Its last words say more than what would be passed on now.
+                if !relays.is_empty() && self.moves.has_said_last() {
+                    return Answer::NotHeard;
+                }
                 relays.iter().for_each(|(number, standing)| self.moves.told(*number, from, standing));
                 {
                     let mut state = self.state.lock();
@@ -873,6 +923,9 @@ impl Node {
                 Answer::Heard
             }
             Item::CallsOut(calls) => Answer::CallsKnown(self.state.lock().calls.known(from, &calls)),
+            Item::Parts(states) => self.hear_parts(from, states),
+            Item::PartsDigest(names) => self.know_parts(from, names),
+            Item::Left(words) => self.hear_last_words(from, words),
             Item::Late(number, id, entry) => self.run_late(from, number, id, entry),
             Item::Other => Answer::Unsupported,
         }
@@ -910,8 +963,11 @@ impl Node {
         let State { owed, members, .. } = &mut *state;
         let standing = Standing { changes, counts: Counts::from(outcomes) };
         let is_due = owed.get_mut(&origin).is_some_and(|owed| owed.changed(push, standing));
-        if is_due && let Some(link) = members.get(&origin) {
-            link.wake.notify_one();
+        if is_due {
+            members.get(&origin).into_iter().for_each(|link| link.wake.notify_one());
+        } else if Self::is_relay(push) && Self::part_changed(&mut state, (origin, push), standing) {
+            drop(state);
+            self.settle();
         }
     }
 }
@@ -919,7 +975,10 @@ impl Node {
 impl State {
     /// Nothing is to be said to others, and nothing is under way.
     fn has_said_all(&self) -> bool {
-        let is_owed = |node: &NodeId| self.calls.is_due(*node) || self.owed.get(node).is_some_and(Owed::is_due);
+        let is_owed = |node: &NodeId| {
+            let is_due = self.owed.get(node).is_some_and(Owed::is_due);
+            is_due || self.calls.is_due(*node) || self.parts_owed.get(node).is_some_and(Owed::is_due)
+        };
         self.members.iter().all(|(node, link)| link.is_missing || (!is_owed(node) && link.out.is_idle()))
     }
 
@@ -927,8 +986,13 @@ impl State {
         ClusterStats { pushes_out: self.receipts.len(), pushes_here: self.owing, ..ClusterStats::default() }
     }
 
+    /// The node's name while it is a member.
+    pub(super) fn me(&self) -> Option<NodeId> {
+        self.life.as_ref().map(|life| life.me)
+    }
+
     /// Receipts are to be told of this: [`Node::settle`] does it, after the lock.
-    fn note(&mut self, moved: Vec<Moved<Standing>>) {
+    pub(super) fn note(&mut self, moved: Vec<Moved<Standing>>) {
         for moved in moved {
             let receipt = match moved.is_last {
                 true => self.receipts.remove(&moved.push),
@@ -967,6 +1031,13 @@ fn share(at: &At<Standing>) -> Share {
         At::Doubtful(why) => Share { is_routing: true, unreached: Some((*why, true)), ..Share::default() },
         At::Told(standing) => Share { counts: standing.counts, ..Share::default() },
         At::Unreached { why, maybe } => Share { unreached: Some((*why, *maybe)), ..Share::default() },
+        At::Gone { rest, parts } => {
+            let mut counts = rest.counts;
+            for part in parts.values() {
+                counts.0.iter_mut().zip(part.state.counts.0).for_each(|(count, more)| *count += more);
+            }
+            Share { counts, ..Share::default() }
+        }
     }
 }
 
@@ -1083,6 +1154,7 @@ async fn keep_lease(node: Weak<Node>, renews: Arc<Notify>, mut stop: watch::Rece
             () = renews.notified() => {}
         }
         let Some(node) = node.upgrade() else { return };
+        node.end_overdue();
         let (lease, began) = (node.state.lock().lease.clone(), Instant::now());
         let renewed = match lease {
             Some(lease) => timeout(node.options.lease, lease.renew(node.card())).await.unwrap_or(Err(RenewError::Down)),

@@ -18,14 +18,16 @@ use tokio::{
 };
 
 use super::{
-    engine::{Log, NodeId},
+    claim::Record,
+    engine::{Log, NodeId, Revision},
     moves::WriteError,
     node::Node,
     record::{Parked, Written},
     snapshot,
 };
 use crate::{
-    session::{Registry, SessionId},
+    clock::after,
+    session::{Known, Registry, SessionId, SessionImage},
     store::NewEntry,
 };
 
@@ -101,9 +103,39 @@ impl Node {
         }
         let (Some(me), Some(known)) = (self.me(), sessions.known(id)) else { return Put::Left };
         let Some((record, was)) = self.moves.freeze_own(id, me, self.is_certain()) else { return Put::Left };
-        // Nobody hears of its pushes from here on.
-        let given = self.give_away(sessions, id, &known.hash, &mut || 0);
-        let Some(image) = given else { return self.unpark_own(sessions, id) };
+        let (mut numbers, until) = (Vec::new(), after(sessions.window()));
+        let given = self.give_away(sessions, id, &known.hash, &mut |debt| {
+            let number = self.moves.number_in_store(debt, until);
+            numbers.push(number);
+            number
+        });
+        let put = match given {
+            Some(image) => self.put(sessions, (id, image), (&record, was), &known, bytes).await,
+            None => self.unpark_own(sessions, id),
+        };
+        match put {
+            Put::Parked => {
+                self.moves.disown(id);
+                for (number, relay) in numbers.into_iter().zip(sessions.let_go(id)) {
+                    // The last words of this node say where it went.
+                    self.relay(number, None, relay);
+                }
+            }
+            // Where it goes it has these numbers: whoever gave it says so.
+            Put::Gone(_) | Put::Left => numbers.into_iter().for_each(|number| self.moves.forget(number)),
+        }
+        put
+    }
+
+    /// Puts its image into the store.
+    async fn put(
+        self: &Arc<Self>,
+        sessions: &Arc<Registry>,
+        (id, image): (SessionId, SessionImage),
+        (record, was): (&Record, Revision),
+        known: &Known,
+        bytes: &AtomicUsize,
+    ) -> Put {
         let left = Duration::from_millis(image.left.max(1));
         let part_bytes = snapshot::part_bytes(self.engine().limits().message_bytes_max);
         let Some(parts) = snapshot::write(&image, part_bytes) else { return self.unpark_own(sessions, id) };
@@ -123,19 +155,15 @@ impl Node {
         }
         let (Some(first), Some(last)) = (places.first(), places.last()) else { return self.unpark_own(sessions, id) };
         let parked = Parked { epoch: first.epoch, first: first.sequence, last: last.sequence, parts: count };
-        let mut written = Written::new(&record, &known);
+        let mut written = Written::new(record, known);
         written.parked = Some(parked);
         match timeout(PARK_MAX, self.write(id, Some(was), &written)).await {
-            Ok(Ok(_)) => {
-                self.moves.disown(id);
-                sessions.let_go(id);
-                Put::Parked
-            }
+            Ok(Ok(_)) => Put::Parked,
             Ok(Err(WriteError::Lost(Some((other, _))))) => Put::Gone(other.record().owner),
             // Perhaps it was written: then it is in the store, and ends here without a word of what it was owed.
             Ok(Err(_)) | Err(_) => {
                 self.moves.disown(id);
-                sessions.let_go(id);
+                drop(sessions.let_go(id));
                 Put::Left
             }
         }

@@ -16,6 +16,10 @@
 //! - *doubtful*: the batch was given up, and may have been run. The digest, in a later epoch of the link, tells: a node that
 //!   knows nothing of the push then will never run it.
 //! - A node that has left takes with it what nobody can know: open targets become unknown.
+//! - A node that stops says last which of its targets have gone on, one *part* of the push each: to which node, or into the
+//!   store, and under which name. From there on the node that has the session tells of the part under that name; one that
+//!   takes it out of the store says so first. What nobody took in its time, and what was at a node that has left, is
+//!   unknown. The parts count as those of the node that stopped.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +27,9 @@ use crate::session::{NodeId, UnreachedWhy};
 
 /// The number of a push at its origin.
 pub(super) type PushNumber = u64;
+
+/// The name of a part: the node that has given it, and its number there.
+pub(super) type Name = (NodeId, PushNumber);
 
 /// How many targets of a push stand where, in one node's words.
 pub(super) trait State: Clone + Eq {
@@ -65,7 +72,23 @@ pub(super) enum At<S> {
     Asked,
     Doubtful(UnreachedWhy),
     Told(S),
-    Unreached { why: UnreachedWhy, maybe: bool },
+    Unreached {
+        why: UnreachedWhy,
+        maybe: bool,
+    },
+    /// It has stopped. What has not gone on ended so; the rest are parts.
+    Gone {
+        rest: S,
+        parts: BTreeMap<Name, Part<S>>,
+    },
+}
+
+/// A target that has gone on from a node that stopped.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) struct Part<S> {
+    /// The node that has it; `None`: it waits in the store.
+    pub(super) at: Option<NodeId>,
+    pub(super) state: S,
 }
 
 impl<S: State> At<S> {
@@ -74,6 +97,7 @@ impl<S: State> At<S> {
             Self::Asked | Self::Doubtful(_) => false,
             Self::Told(state) => state.is_final(),
             Self::Unreached { .. } => true,
+            Self::Gone { rest, parts } => rest.is_final() && parts.values().all(|part| part.state.is_final()),
         }
     }
 }
@@ -95,6 +119,8 @@ pub(super) struct Origin<S> {
     open: BTreeMap<PushNumber, Open<S>>,
     /// The pushes of which a node still has to say something.
     of_node: BTreeMap<NodeId, BTreeSet<PushNumber>>,
+    /// The parts that are open: of which push at which node that stopped.
+    parts: BTreeMap<Name, (PushNumber, NodeId)>,
     mutant: Mutant,
 }
 
@@ -105,7 +131,7 @@ struct Open<S> {
 
 impl<S: State> Origin<S> {
     pub(super) fn new() -> Self {
-        Self { open: BTreeMap::new(), of_node: BTreeMap::new(), mutant: Mutant::None }
+        Self { open: BTreeMap::new(), of_node: BTreeMap::new(), parts: BTreeMap::new(), mutant: Mutant::None }
     }
 
     #[cfg(test)]
@@ -129,11 +155,128 @@ impl<S: State> Origin<S> {
         let is_newer = match self.at(push, node)? {
             At::Asked | At::Doubtful(_) => true,
             At::Told(before) => before != &state && before.precedes(&state),
-            At::Unreached { .. } => false,
+            At::Unreached { .. } | At::Gone { .. } => false,
         };
         #[cfg(test)]
         let is_newer = is_newer || self.mutant == Mutant::LateCounts;
         if is_newer { self.set(push, node, At::Told(state)) } else { None }
+    }
+
+    /// The last word of a node that stops: what has not gone on ended so, and these parts have.
+    pub(super) fn left(
+        &mut self,
+        push: PushNumber,
+        node: NodeId,
+        rest: S,
+        parts: impl IntoIterator<Item = (Name, Part<S>)>,
+    ) -> Option<Moved<S>> {
+        if self.at(push, node)?.is_over() || matches!(self.at(push, node)?, At::Gone { .. }) {
+            return None;
+        }
+        let parts: BTreeMap<_, _> = parts.into_iter().collect();
+        for (name, part) in &parts {
+            if !part.state.is_final() {
+                self.parts.insert(*name, (push, node));
+            }
+        }
+        // It says nothing more, whatever becomes of the parts.
+        self.forget_of(push, node);
+        self.set(push, node, At::Gone { rest, parts })
+    }
+
+    /// True if this is an open part of a push.
+    pub(super) fn has_part(&self, name: Name) -> bool {
+        self.parts.contains_key(&name)
+    }
+
+    /// A node that has the session of this part says how it stands. The first one takes it out of the store.
+    pub(super) fn part_told(&mut self, name: Name, by: NodeId, state: S) -> Option<Moved<S>> {
+        self.change_part(name, |part| {
+            if part.at.is_some_and(|at| at != by) {
+                return false;
+            }
+            let is_taken_out = part.at.replace(by).is_none();
+            let is_newer = part.state.precedes(&state);
+            if is_newer {
+                part.state = state;
+            }
+            is_taken_out || is_newer
+        })
+    }
+
+    /// A node that had a part stops too: the part has gone on, under another name.
+    pub(super) fn part_left(&mut self, name: Name, by: NodeId, to: Name, part: Part<S>) -> Option<Moved<S>> {
+        let (push, node) = *self.parts.get(&name)?;
+        let mut at = self.at(push, node)?.clone();
+        let At::Gone { parts, .. } = &mut at else { return None };
+        if parts.get(&name)?.at.is_some_and(|at| at != by) {
+            return None;
+        }
+        self.parts.remove(&name);
+        parts.remove(&name);
+        if !part.state.is_final() {
+            self.parts.insert(to, (push, node));
+        }
+        parts.insert(to, part);
+        self.set(push, node, at)
+    }
+
+    /// Nobody has taken this part out of the store in its time.
+    pub(super) fn part_overdue(&mut self, name: Name) -> Option<Moved<S>> {
+        self.change_part(name, |part| {
+            let is_nowhere = part.at.is_none();
+            if is_nowhere {
+                part.state = part.state.to_unknown();
+            }
+            is_nowhere
+        })
+    }
+
+    /// The open parts at this node, of which a digest asks.
+    pub(super) fn digest_parts(&self, node: NodeId) -> Vec<Name> {
+        let is_there = |name: &&Name| self.part(**name).is_some_and(|part| part.at == Some(node));
+        self.parts.keys().filter(is_there).copied().collect()
+    }
+
+    /// A node's answer to that. `None`: it knows nothing of the part.
+    pub(super) fn part_digested(&mut self, name: Name, node: NodeId, state: Option<S>) -> Option<Moved<S>> {
+        match state {
+            Some(state) => self.part_told(name, node, state),
+            None => self.part_lost(name, node),
+        }
+    }
+
+    fn part_lost(&mut self, name: Name, node: NodeId) -> Option<Moved<S>> {
+        self.change_part(name, |part| {
+            let is_its = part.at == Some(node);
+            if is_its {
+                part.state = part.state.to_unknown();
+            }
+            is_its
+        })
+    }
+
+    fn part(&self, name: Name) -> Option<&Part<S>> {
+        let (push, node) = self.parts.get(&name)?;
+        match self.at(*push, *node)? {
+            At::Gone { parts, .. } => parts.get(&name),
+            _ => None,
+        }
+    }
+
+    /// False of `change`: it stays as it was.
+    fn change_part(&mut self, name: Name, change: impl FnOnce(&mut Part<S>) -> bool) -> Option<Moved<S>> {
+        let (push, node) = *self.parts.get(&name)?;
+        let mut at = self.at(push, node)?.clone();
+        let At::Gone { parts, .. } = &mut at else { return None };
+        let part = parts.get_mut(&name)?;
+        if !change(part) {
+            return None;
+        }
+        if part.state.is_final() {
+            self.parts.remove(&name);
+        }
+        self.set(push, node, at)
     }
 
     /// A push was not sent to this node, and is not going to be.
@@ -185,7 +328,19 @@ impl<S: State> Origin<S> {
             return Vec::new();
         }
         let pushes = self.of_node.remove(&node).unwrap_or_default();
-        pushes.into_iter().filter_map(|push| self.nobody_knows(push, node, why)).collect()
+        let mut moved: Vec<_> = pushes.into_iter().filter_map(|push| self.nobody_knows(push, node, why)).collect();
+        let parts = self.digest_parts(node);
+        moved.extend(parts.into_iter().filter_map(|name| self.part_lost(name, node)));
+        moved
+    }
+
+    fn forget_of(&mut self, push: PushNumber, node: NodeId) {
+        if let Some(pushes) = self.of_node.get_mut(&node) {
+            pushes.remove(&push);
+            if pushes.is_empty() {
+                self.of_node.remove(&node);
+            }
+        }
     }
 
     fn nobody_knows(&mut self, push: PushNumber, node: NodeId, why: UnreachedWhy) -> Option<Moved<S>> {
@@ -207,11 +362,8 @@ impl<S: State> Origin<S> {
         let is_over = to.is_over();
         let from = std::mem::replace(open.nodes.get_mut(&node)?, to.clone());
         let is_last = open.nodes.values().all(At::is_over);
-        if is_over && let Some(pushes) = self.of_node.get_mut(&node) {
-            pushes.remove(&push);
-            if pushes.is_empty() {
-                self.of_node.remove(&node);
-            }
+        if is_over {
+            self.forget_of(push, node);
         }
         if is_last {
             self.open.remove(&push);
@@ -228,12 +380,12 @@ impl<S: State> Origin<S> {
 
 /// What a node owes one origin.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub(super) struct Owed<S> {
-    pushes: BTreeMap<PushNumber, Owing<S>>,
+pub(super) struct Owed<S, K: Ord = PushNumber> {
+    pushes: BTreeMap<K, Owing<S>>,
     /// What is to be said of the node's own accord.
-    due: BTreeSet<PushNumber>,
+    due: BTreeSet<K>,
     /// Whose state was said in the last answer, which the origin may not have yet.
-    answered: BTreeSet<PushNumber>,
+    answered: BTreeSet<K>,
     mutant: Mutant,
 }
 
@@ -242,9 +394,11 @@ struct Owing<S> {
     state: S,
     /// What is on its way to the origin.
     saying: Option<S>,
+    /// Who is told of it when the one that it is owed to is gone: the first of these that lives.
+    behind: Vec<NodeId>,
 }
 
-impl<S: State> Owed<S> {
+impl<S: State, K: Copy + Ord> Owed<S, K> {
     pub(super) fn new() -> Self {
         Self { pushes: BTreeMap::new(), due: BTreeSet::new(), answered: BTreeSet::new(), mutant: Mutant::None }
     }
@@ -255,23 +409,53 @@ impl<S: State> Owed<S> {
     }
 
     /// A push of the origin was run, and is answered with this state.
-    pub(super) fn taken(&mut self, push: PushNumber, state: S) {
+    pub(super) fn taken(&mut self, push: K, state: S) {
         #[cfg(test)]
         if self.mutant == Mutant::ForgottenTooSoon && state.is_final() {
             return;
         }
-        self.pushes.insert(push, Owing { state, saying: None });
+        self.pushes.insert(push, Owing { state, saying: None, behind: Vec::new() });
         self.answered.insert(push);
     }
 
     /// A push came with its session: how it stands is to be said.
-    pub(super) fn came(&mut self, push: PushNumber, state: S) {
-        self.pushes.insert(push, Owing { state, saying: None });
+    pub(super) fn came(&mut self, push: K, state: S, behind: Vec<NodeId>) {
+        self.pushes.insert(push, Owing { state, saying: None, behind });
         self.due.insert(push);
     }
 
+    /// These are told of it when the one that it is owed to is gone.
+    pub(super) fn has_behind(&mut self, push: K, behind: Vec<NodeId>) {
+        if let Some(owing) = self.pushes.get_mut(&push) {
+            owing.behind = behind;
+        }
+    }
+
+    /// Who is told of it when the one that it is owed to is gone. `None`: it is not owed.
+    pub(super) fn behind(&self, push: K) -> Option<&[NodeId]> {
+        self.pushes.get(&push).map(|owing| &*owing.behind)
+    }
+
+    /// The one that it is owed to is gone: what is owed to others now.
+    pub(super) fn into_rest(self) -> Vec<(K, S, Vec<NodeId>)> {
+        let rest = self.pushes.into_iter().filter(|(_, owing)| !owing.behind.is_empty());
+        rest.map(|(push, owing)| (push, owing.state, owing.behind)).collect()
+    }
+
+    /// The last word of it is said by other means.
+    pub(super) fn said_last(&mut self, push: K) {
+        self.pushes.remove(&push);
+        self.due.remove(&push);
+        self.answered.remove(&push);
+    }
+
+    /// Of whom something is owed, whatever it is.
+    pub(super) fn state(&self, push: K) -> Option<&S> {
+        self.pushes.get(&push).map(|owing| &owing.state)
+    }
+
     /// It stands so now. True if that is to be said.
-    pub(super) fn changed(&mut self, push: PushNumber, state: S) -> bool {
+    pub(super) fn changed(&mut self, push: K, state: S) -> bool {
         let Some(owing) = self.pushes.get_mut(&push).filter(|owing| owing.state.precedes(&state)) else { return false };
         owing.state = state;
         self.due.insert(push);
@@ -279,7 +463,7 @@ impl<S: State> Owed<S> {
     }
 
     /// The origin asks how this stands. `None`: nothing is known of it.
-    pub(super) fn asked(&mut self, push: PushNumber) -> Option<S> {
+    pub(super) fn asked(&mut self, push: K) -> Option<S> {
         let owing = self.pushes.get(&push)?;
         self.answered.insert(push);
         Some(owing.state.clone())
@@ -302,9 +486,9 @@ impl<S: State> Owed<S> {
     }
 
     /// Up to `max` states that are due. They are on their way from here on.
-    pub(super) fn say(&mut self, max: usize) -> Vec<(PushNumber, S)> {
-        let is_free = |push: &PushNumber| self.pushes.get(push).is_some_and(|owing| owing.saying.is_none());
-        let said: Vec<PushNumber> = self.due.iter().copied().filter(is_free).take(max).collect();
+    pub(super) fn say(&mut self, max: usize) -> Vec<(K, S)> {
+        let is_free = |push: &K| self.pushes.get(push).is_some_and(|owing| owing.saying.is_none());
+        let said: Vec<K> = self.due.iter().copied().filter(is_free).take(max).collect();
         let mut states = Vec::with_capacity(said.len());
         for push in said {
             self.due.remove(&push);
@@ -317,7 +501,7 @@ impl<S: State> Owed<S> {
     }
 
     /// The origin has what was on its way.
-    pub(super) fn heard(&mut self, push: PushNumber) {
+    pub(super) fn heard(&mut self, push: K) {
         let Some(owing) = self.pushes.get_mut(&push) else { return };
         let heard = owing.saying.take();
         if owing.state.is_final() && heard.as_ref() == Some(&owing.state) {
@@ -328,7 +512,7 @@ impl<S: State> Owed<S> {
     }
 
     /// Nobody has answered: the origin may not have what was on its way.
-    pub(super) fn unheard(&mut self, push: PushNumber) {
+    pub(super) fn unheard(&mut self, push: K) {
         #[cfg(test)]
         if self.mutant == Mutant::SaidOnce {
             return self.heard(push);
@@ -352,7 +536,7 @@ impl<S: State> Owed<S> {
     /// Those of them that were said in the last answer, and are final: they are forgotten with the next batch.
     #[cfg(test)]
     pub(super) fn nearly_forgotten(&self) -> usize {
-        let is_final = |push: &&PushNumber| self.pushes.get(*push).is_some_and(|owing| owing.state.is_final());
+        let is_final = |push: &&K| self.pushes.get(*push).is_some_and(|owing| owing.state.is_final());
         self.answered.iter().filter(is_final).count()
     }
 }

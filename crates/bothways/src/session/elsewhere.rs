@@ -151,6 +151,8 @@ pub(super) struct Afar {
     pub(super) watcher: OnceLock<Watcher>,
     /// The node that has pushed it, and its number there.
     pub(super) address: OnceLock<(NodeId, u64)>,
+    /// Under which name its former node hears of it: it came with its session.
+    pub(super) owed: OnceLock<(NodeId, u64)>,
 }
 
 impl fmt::Debug for Afar {

@@ -657,6 +657,11 @@ impl Receipt {
         let _ = self.tally.afar.get_or_init(Box::default).address.set((node, number));
     }
 
+    /// It came with its session: that node hears of it under this number.
+    pub(crate) fn owes(&self, node: NodeId, number: u64) {
+        let _ = self.tally.afar.get_or_init(Box::default).owed.set((node, number));
+    }
+
     /// A node's share of it is another one now.
     pub(crate) fn settle(&self, node: NodeId, was: &Share, is: &Share) {
         self.tally.settle(node, was, is);
@@ -795,6 +800,13 @@ impl Ticket {
     #[cfg(feature = "cluster")]
     pub(super) fn address(&self) -> Option<(NodeId, u64)> {
         self.tally.afar.get()?.address.get().copied()
+    }
+
+    /// Under which name another node hears of it.
+    #[cfg(feature = "cluster")]
+    pub(super) fn owed(&self) -> Option<(NodeId, u64)> {
+        let afar = self.tally.afar.get()?;
+        afar.owed.get().or_else(|| afar.address.get()).copied()
     }
 
     /// It is no target after all: another node has it.

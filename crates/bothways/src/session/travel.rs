@@ -59,6 +59,12 @@ pub(crate) struct SessionImage {
     events: Vec<(u64, Event)>,
     /// The node that has given it; 0: it was left in the store.
     pub(crate) from: u64,
+    /// The node that has given it, or left it in the store.
+    #[serde(default)]
+    pub(crate) giver: u64,
+    /// By the number of a push: who hears of it when that node is gone, the first of these that lives.
+    #[serde(default)]
+    pub(crate) behind: Vec<(u64, Vec<u64>)>,
     /// Up to which number it was given the pushes of each node.
     pub(crate) taken: Vec<(u64, u64)>,
 }
@@ -75,6 +81,11 @@ impl Relay {
         self.0.advance(at.map_or(Stage::Dropped(DropReason::SessionEnded), |at| Stage::of_index(at as u8)));
     }
 
+    /// So it stands, as far as this node knows.
+    pub(crate) fn stage(&self) -> u8 {
+        self.0.stage().index() as u8
+    }
+
     /// The node that has the session has got the push by itself.
     pub(crate) fn withdraw(mut self) {
         self.0.withdraw();
@@ -89,6 +100,9 @@ impl Drop for Relay {
 
 /// The node that has made a push, and its number there.
 pub(crate) type Address = (NodeId, u64);
+
+/// Gives pushes their numbers, by the name under which another node hears of each.
+pub(crate) type Numbers<'a> = dyn FnMut(Option<Address>) -> u64 + 'a;
 
 /// What a session leaves behind that went on elsewhere.
 pub(crate) struct Departed {
@@ -127,8 +141,9 @@ impl Registry {
     }
 
     /// Gives a session away to who shows this hash of its secret: it changes no more until [`Self::take_back`] or
-    /// [`Self::depart`]. `number` is asked for each push whose end is open. `None`: there is no such session.
-    pub(crate) fn give(&self, id: SessionId, hash: &[u8; 32], number: &mut dyn FnMut() -> u64) -> Option<SessionImage> {
+    /// [`Self::depart`]. `number` is asked for each push whose end is open, by the name under which another node hears of
+    /// it. `None`: there is no such session.
+    pub(crate) fn give(&self, id: SessionId, hash: &[u8; 32], number: &mut Numbers<'_>) -> Option<SessionImage> {
         let session = self.session(id)?;
         // Nobody is told less of what was put off than they would have been of what is written.
         if session.lock().is_put_off() {
@@ -173,14 +188,14 @@ impl Registry {
     }
 
     /// A session that was given away has gone on elsewhere.
-    pub(crate) fn depart(&self, id: SessionId, number: &mut dyn FnMut() -> u64) -> Option<Departed> {
+    pub(crate) fn depart(&self, id: SessionId, number: &mut Numbers<'_>) -> Option<Departed> {
         let session = self.session(id)?;
         let departed = {
             let mut state = session.lock();
             let (tickets, held) = state.depart()?;
             let now = session.now();
             let late = held.into_iter().map(|Held { entry, .. }| {
-                let image = EntryImage::of(&entry, now, number());
+                let image = EntryImage::of(&entry, now, number(entry.ticket.owed()));
                 let address = entry.ticket.address();
                 (image, Relay(entry.ticket), address)
             });
@@ -191,24 +206,27 @@ impl Registry {
         Some(departed)
     }
 
-    /// A session that was given away is in the store: nobody hears here what becomes of its pushes.
-    pub(crate) fn let_go(&self, id: SessionId) {
+    /// A session that was given away is in the store. Returns what follows its pushes, as [`Departed`] has it.
+    pub(crate) fn let_go(&self, id: SessionId) -> Vec<Relay> {
         let departed = {
             let _alone = self.gate.write();
-            self.depart(id, &mut || 0)
+            self.depart(id, &mut |_| 0)
         };
-        for (_, mut relay, _) in departed.into_iter().flat_map(|departed| departed.late) {
+        let Some(Departed { relays, late }) = departed else { return Vec::new() };
+        for (_, mut relay, _) in late {
             relay.follow(&Counts::NONE);
         }
+        relays
     }
 
-    /// Takes in a session that comes from another node. `listens`: that one still hears what becomes of its pushes, by
-    /// what `follows` makes for each number. `None`: it is none, or is here already.
+    /// Takes in a session that comes from another node. `is_from_node`: that one is there, and sends after it what is
+    /// pushed meanwhile. What becomes of its pushes is heard by what `follows` makes for each number. `None`: it is none, or
+    /// is here already.
     pub(crate) fn take_in(
         &self,
         image: SessionImage,
-        listens: bool,
-        follows: &dyn Fn(u64) -> Watcher,
+        is_from_node: bool,
+        follows: &dyn Fn(u64) -> Option<Watcher>,
     ) -> Option<TakenIn> {
         if self.session(image.id).is_some() {
             return None;
@@ -218,20 +236,18 @@ impl Registry {
         let events = image.events.into_iter();
         let event_log =
             Arc::new(EventLog::restored(self.options.events_max, now.checked_sub(age).unwrap_or(now), events));
-        let (mut receipts, mut came_with) = (Vec::new(), CameWith::default());
+        let (mut receipts, mut came_with, giver) = (Vec::new(), CameWith::default(), NodeId(image.giver));
         let mut ticket = |entry: &EntryImage| {
             if let Some((topic, place)) = entry.place(self.limits()) {
                 came_with.note(&topic, place);
             }
-            let receipt = match entry.number {
-                0 => Receipt::new(),
-                _ if !listens => Receipt::new(),
-                number => {
-                    let receipt = Receipt::relayed(follows(number));
-                    receipts.push((number, receipt.clone()));
-                    receipt
-                }
-            };
+            let watcher = Some(entry.number).filter(|number| *number != 0).and_then(follows);
+            let receipt = watcher.map_or_else(Receipt::new, |watcher| {
+                let receipt = Receipt::relayed(watcher);
+                receipt.owes(giver, entry.number);
+                receipts.push((entry.number, receipt.clone()));
+                receipt
+            });
             let mut ticket = receipt.ticket(image.id);
             ticket.advance(entry.stage());
             ticket
@@ -264,7 +280,7 @@ impl Registry {
             // What has no room here, or is not allowed, is left out.
             let _ = self.hub.subscribe(&session, pattern, None, *by_client);
         }
-        if !listens {
+        if !is_from_node {
             // While it was nowhere nobody kept what was published for it, and a living node sends that after it.
             self.hub.tell_missed(&session);
         }
@@ -331,6 +347,11 @@ impl Registry {
         let receipt = Receipt::relayed(follows);
         let ticket = receipt.ticket(id);
         (entry.numbered(number), Relay(ticket), receipt)
+    }
+
+    /// How long a session waits for its client.
+    pub(crate) fn window(&self) -> Duration {
+        self.options.resume_window
     }
 
     /// True if it has not ended.
@@ -413,7 +434,7 @@ impl State {
         id: SessionId,
         event_log: &EventLog,
         window: Duration,
-        number: &mut dyn FnMut() -> u64,
+        number: &mut Numbers<'_>,
     ) -> SessionImage {
         let now = event_log.now();
         let (hash, attempt) =
@@ -433,10 +454,12 @@ impl State {
             generation: self.generation(),
             left: window.saturating_sub(away).as_millis() as u64,
             given_up: self.given_up_calls(),
-            ledger: self.ledger_mut().export(now, &mut |_| number()),
+            ledger: self.ledger_mut().export(now, &mut |ticket| number(ticket.owed())),
             age: now.as_micros() as u64,
             events: event_log.last_events(EVENTS_MAX),
             from: 0,
+            giver: 0,
+            behind: Vec::new(),
             taken: Vec::new(),
         }
     }

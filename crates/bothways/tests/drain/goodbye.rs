@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bothways::{
     Client, ClientOptions, ConnectionEvent, ConnectionEvents, OtherAddresses, Peer2PeerDiscovery, Push, Server,
-    ServerMessages, Target, XClient,
+    ServerMessages, Stage, Target, XClient,
     cluster::{Cluster, memory::MemoryBroker},
     server::{Listening, ShutdownReport},
     testing,
@@ -110,7 +110,7 @@ fn a_client_goes_to_a_node_that_its_server_has_named() {
             }
         }
         for receipt in &receipts {
-            assert_eq!(receipt.handled().await.dropped(), 0, "{receipt:?}");
+            assert_eq!(receipt.handled().await.at(Stage::Handled), 1, "{receipt:?}");
         }
     });
 }

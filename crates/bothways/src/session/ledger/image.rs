@@ -75,6 +75,9 @@ pub(crate) struct EntryImage {
     stage: u8,
     /// Under which its former node hears of it; 0: nobody asks.
     pub(crate) number: u64,
+    /// Of one that follows its session: who hears of it when that node is gone, the first of these that lives.
+    #[serde(default)]
+    pub(crate) behind: Vec<u64>,
 }
 
 impl EntryImage {
@@ -93,6 +96,7 @@ impl EntryImage {
             is_framework: entry.origin == Origin::Framework,
             stage: entry.ticket.stage().index() as u8,
             number,
+            behind: Vec::new(),
         }
     }
 
