@@ -121,7 +121,7 @@ impl Node {
                     self.relay(number, None, relay);
                 }
             }
-            // Where it goes it has these numbers: whoever gave it says so.
+            // Where it went, the node that gave it says so.
             Put::Gone(_) | Put::Left => numbers.into_iter().for_each(|number| self.moves.forget(number)),
         }
         put

@@ -64,6 +64,15 @@ pub(super) enum Mutant {
     /// A state that comes late is taken for the newest.
     #[cfg(test)]
     LateCounts,
+    /// The last word of a node that stops is not heeded.
+    #[cfg(test)]
+    LastWordIsIgnored,
+    /// What nobody takes out of the store is waited for.
+    #[cfg(test)]
+    NeverOverdue,
+    /// A part of a node that has left stays open.
+    #[cfg(test)]
+    PartsStay,
 }
 
 /// What the origin knows of one push at one node.
@@ -170,6 +179,10 @@ impl<S: State> Origin<S> {
         rest: S,
         parts: impl IntoIterator<Item = (Name, Part<S>)>,
     ) -> Option<Moved<S>> {
+        #[cfg(test)]
+        if self.mutant == Mutant::LastWordIsIgnored {
+            return None;
+        }
         if self.at(push, node)?.is_over() || matches!(self.at(push, node)?, At::Gone { .. }) {
             return None;
         }
@@ -223,6 +236,10 @@ impl<S: State> Origin<S> {
 
     /// Nobody has taken this part out of the store in its time.
     pub(super) fn part_overdue(&mut self, name: Name) -> Option<Moved<S>> {
+        #[cfg(test)]
+        if self.mutant == Mutant::NeverOverdue {
+            return None;
+        }
         self.change_part(name, |part| {
             let is_nowhere = part.at.is_none();
             if is_nowhere {
@@ -329,6 +346,10 @@ impl<S: State> Origin<S> {
         }
         let pushes = self.of_node.remove(&node).unwrap_or_default();
         let mut moved: Vec<_> = pushes.into_iter().filter_map(|push| self.nobody_knows(push, node, why)).collect();
+        #[cfg(test)]
+        if self.mutant == Mutant::PartsStay {
+            return moved;
+        }
         let parts = self.digest_parts(node);
         moved.extend(parts.into_iter().filter_map(|name| self.part_lost(name, node)));
         moved

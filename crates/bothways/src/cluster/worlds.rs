@@ -132,6 +132,7 @@ fn trace<S: Debug>(came: &[(usize, Option<S>)], mut at: usize) -> Vec<String> {
 
 mod claim;
 mod cuts;
+mod last;
 mod mail;
 
 /// A counter that may be lost: the search finds the way to the fault, and the state without a way out.
