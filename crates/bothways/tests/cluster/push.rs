@@ -263,12 +263,15 @@ fn a_server_joins_once() {
     });
 }
 
-/// A server that stops tells the others how their pushes ended and that it goes, at once.
+/// A server that stops tells the others how their pushes ended and that it goes, at once. Its sessions have no room in the
+/// store, where the receipts would wait with them.
 #[test]
 fn a_server_that_stops_leaves_its_cluster() {
     testing::run(async {
         let broker = MemoryBroker::new();
-        let [one, other] = nodes(&broker).await;
+        let one = join(&broker).await;
+        let other = join_with(&broker, |cluster| cluster.park_bytes_max(0)).await;
+        until("they know each other", || one.server().nodes().is_some_and(|(_, others)| others.len() == 1)).await;
         let ann = other.client("ann").await;
         let receipt = one.push(&Target::user("ann"), "not handled");
         assert_eq!(receipt.received().await.at(Stage::Received), 1);
@@ -282,6 +285,26 @@ fn a_server_that_stops_leaves_its_cluster() {
         let receipt = one.push(&Target::user("ann"), "too late");
         assert!(receipt.routing() == 0 && receipt.is_no_route());
         drop(ann);
+    });
+}
+
+/// The receipt of what a session in the store is owed waits as long as that waits for its client, and ten seconds more.
+#[test]
+fn what_nobody_takes_from_the_store_is_unknown() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other] = nodes(&broker).await;
+        let ann = other.client("ann").await;
+        let receipt = one.push(&Target::user("ann"), "not handled");
+        assert_eq!(receipt.received().await.at(Stage::Received), 1);
+        drop(ann);
+        let report = other.server().shutdown(Duration::from_secs(1)).await;
+        assert_eq!(report.sessions_parked, 1, "{report:?}");
+        let (window, slack, began) = (Duration::from_secs(120), Duration::from_secs(10), Instant::now());
+        let outcomes = receipt.handled().await;
+        assert_eq!(outcomes.at(Stage::Unknown), 1, "{outcomes:?}");
+        let took = began.elapsed();
+        assert!((window..window + slack + Duration::from_secs(5)).contains(&took), "{took:?}");
     });
 }
 
