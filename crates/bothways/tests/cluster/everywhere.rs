@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use bothways::{Target, cluster::memory::MemoryBroker, session::UnreachedWhy, testing};
+use bothways::{
+    CloseReason, ConnectionEvent, SessionLost, Target, cluster::memory::MemoryBroker, session::UnreachedWhy, testing,
+};
 use tokio::time::Instant;
 
 use crate::support::{next, nodes, server, until};
@@ -30,7 +32,7 @@ fn every_node_explains_its_sessions() {
     });
 }
 
-/// A user is sent away from every node.
+/// A user is sent away from every node, and each client is told why.
 #[test]
 fn a_user_is_kicked_at_every_node() {
     testing::run(async {
@@ -38,10 +40,19 @@ fn a_user_is_kicked_at_every_node() {
         let [one, other] = nodes(&broker).await;
         let (mut here, mut there) = (one.client("ann").await, other.client("ann").await);
         let bob = other.client("bob").await;
+        let mut events = [here.client.events(), there.client.events()];
         let kicked = one.server().kick_everywhere(&Target::user("ann"), "bye").await.expect("no topic");
         assert_eq!((kicked.answers, kicked.silent), (vec![(one.id, 1), (other.id, 1)], vec![]));
-        for client in [&mut here, &mut there] {
+        for (client, events) in [&mut here, &mut there].into_iter().zip(&mut events) {
             assert!(client.messages.next().await.is_none(), "it is closed, and does not come back");
+            let Some(ConnectionEvent::Lost { reason: CloseReason::Goodbye { code, why, .. }, .. }) =
+                events.next().await
+            else {
+                panic!("it is told why");
+            };
+            assert_eq!((&*code, &*why), ("kicked", "bye"));
+            let lost = events.next().await;
+            assert!(matches!(lost, Some(ConnectionEvent::SessionLost { why: SessionLost::Kicked, .. })), "{lost:?}");
         }
         until("only bob is left", || one.server().stats().sessions + other.server().stats().sessions == 1).await;
         drop(bob);
