@@ -74,6 +74,9 @@ pub(super) enum Mutant {
     /// An owner that does not know whether it was written takes it that it was.
     #[cfg(test)]
     UnknownIsWon,
+    /// A record that names an earlier life of the owner is another node's to it.
+    #[cfg(test)]
+    FormerIsOthers,
 }
 
 /// What the register has of a session.
@@ -83,13 +86,6 @@ pub(super) struct Record {
     pub(super) owner: NodeId,
     /// Of the claim that wrote it: one whose end is unknown finds itself again.
     pub(super) nonce: u64,
-}
-
-impl Record {
-    /// True if the same owner has written both, in the same term.
-    pub(super) fn is_of(&self, other: &Self) -> bool {
-        (self.term, self.owner) == (other.term, other.owner)
-    }
 }
 
 /// What an owner answers to a Hello.
@@ -220,6 +216,8 @@ pub(super) enum Wrote {
     Won(Revision),
     /// It is this now, which is newer than what was named; `None`: there is none.
     Lost(Option<(Record, Revision)>),
+    /// It is this now, and the session waits in the store.
+    Parked(Record),
     /// Nobody knows; or nothing was written.
     Unknown,
 }
@@ -239,18 +237,21 @@ pub(super) enum Keep {
     Later,
 }
 
-/// An owner writes the record of a session that it has. A record of the same owner and term that is there already is an
-/// earlier try of which nobody could tell how it ended, as no other node writes this one's name: it is written over.
+/// An owner writes the record of a session that it has. A record of the same term and of any life of this owner that is
+/// there already is an earlier try of which nobody could tell how it ended, as no other node writes these names: it is
+/// written over. By one that is parked the session is in the store, and here no more.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Keeping {
     record: Record,
+    /// The names of this owner's lives.
+    lives: Vec<NodeId>,
     rounds: u8,
     mutant: Mutant,
 }
 
 impl Keeping {
-    pub(super) fn begin(was: Option<Revision>, record: Record) -> (Self, Keep) {
-        (Self { record, rounds: 0, mutant: Mutant::None }, Keep::Write(was))
+    pub(super) fn begin(was: Option<Revision>, record: Record, lives: Vec<NodeId>) -> (Self, Keep) {
+        (Self { record, lives, rounds: 0, mutant: Mutant::None }, Keep::Write(was))
     }
 
     #[cfg(test)]
@@ -261,19 +262,24 @@ impl Keeping {
     pub(super) fn wrote(&mut self, wrote: Wrote) -> Keep {
         match wrote {
             Wrote::Won(revision) => Keep::Stays(revision),
-            Wrote::Lost(Some((other, revision))) => {
-                let is_own = other.is_of(&self.record);
-                #[cfg(test)]
-                let is_own = is_own && self.mutant != Mutant::OwnIsOthers;
-                if !is_own {
-                    return Keep::Gone(other.owner);
-                }
+            Wrote::Lost(Some((other, _))) | Wrote::Parked(other) if !self.is_own(&other) => Keep::Gone(other.owner),
+            Wrote::Lost(Some((_, revision))) => {
                 self.rounds += 1;
                 if self.rounds < OWN_MAX { Keep::Write(Some(revision)) } else { Keep::Later }
             }
             Wrote::Lost(None) => Keep::Forgotten,
-            Wrote::Unknown => Keep::Later,
+            Wrote::Parked(_) | Wrote::Unknown => Keep::Later,
         }
+    }
+
+    fn is_own(&self, other: &Record) -> bool {
+        let is_former = self.lives.contains(&other.owner);
+        #[cfg(test)]
+        let is_former = is_former && self.mutant != Mutant::FormerIsOthers;
+        let is_own = other.term == self.record.term && (is_former || other.owner == self.record.owner);
+        #[cfg(test)]
+        let is_own = is_own && self.mutant != Mutant::OwnIsOthers;
+        is_own
     }
 }
 

@@ -99,6 +99,8 @@ struct Faults {
     reads_are_old: bool,
     /// So many claims end unknown; and whether they are applied.
     claims_unknown: (usize, bool),
+    /// So many claims come to the register after this time only.
+    claims_late: (usize, Duration),
     /// After so many appends that go well, so many end unknown; and whether they are applied.
     appends_unknown: (usize, usize, bool),
     mail_lost: usize,
@@ -746,6 +748,10 @@ impl Engine for MemoryEngine {
         if self.side.is_too_large(&record) {
             return Box::pin(async { Err(ClaimError::TooLarge) });
         }
+        let late = {
+            let (count, by) = &mut self.side.shared.state.lock().faults.claims_late;
+            take_one(count).then_some(*by)
+        };
         let claimed = self.side.registered(move |_, state| {
             let unknown = take_one(&mut state.faults.claims_unknown.0);
             if unknown && !state.faults.claims_unknown.1 {
@@ -761,7 +767,12 @@ impl Engine for MemoryEngine {
             let revision = state.write(id, Some(record), ttl);
             if unknown { Err(ClaimError::Unknown) } else { Ok(revision) }
         });
-        Box::pin(async move { claimed.await.map_err(|_| ClaimError::Down)? })
+        Box::pin(async move {
+            if let Some(by) = late {
+                tokio::time::sleep(by).await;
+            }
+            claimed.await.map_err(|_| ClaimError::Down)?
+        })
     }
 
     fn forget(&self, id: SessionId, was: Revision) -> BoxFuture<Result<(), ClaimError>> {
@@ -921,6 +932,11 @@ impl MemoryFaults {
     /// The next so many claims end as [`ClaimError::Unknown`], and are applied all the same, or not.
     pub fn claims_unknown(&self, count: usize, applied: bool) {
         self.shared.state.lock().faults.claims_unknown = (count, applied);
+    }
+
+    /// The next so many claims come to the register after this time.
+    pub fn claims_late(&self, count: usize, by: Duration) {
+        self.shared.state.lock().faults.claims_late = (count, by);
     }
 
     /// After so many appends that go well, the next so many end as [`AppendError::Unknown`], and are applied all the same, or

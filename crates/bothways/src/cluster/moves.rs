@@ -19,7 +19,7 @@
 //! under it.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -68,6 +68,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) const ASK_MAX: Duration = Duration::from_secs(1);
 /// How long a node that took a session may take until it has it.
 const TAKEN_MAX: Duration = Duration::from_secs(10);
+/// Most lives of this node whose names it knows again in a record. More do not end while a record is kept.
+const LIVES_MAX: usize = 1024;
 /// Numbers of relays are of another kind than those of pushes.
 const RELAY: PushNumber = 1 << 63;
 
@@ -86,6 +88,8 @@ pub(super) struct Moves {
 }
 
 struct State {
+    /// The names of this node's lives, the last one at the end.
+    lives: VecDeque<NodeId>,
     owned: HashMap<SessionId, Owning>,
     due: HashSet<SessionId>,
     /// When records are to be written again.
@@ -210,6 +214,7 @@ impl Said {
 impl Moves {
     pub(super) fn new() -> Self {
         let state = State {
+            lives: VecDeque::new(),
             owned: HashMap::new(),
             due: HashSet::new(),
             later: BTreeSet::new(),
@@ -231,6 +236,15 @@ impl Moves {
             departed: AtomicUsize::new(0),
             places: Semaphore::new(SIDE_BY_SIDE),
         }
+    }
+
+    /// A life begins, under this name.
+    pub(super) fn begins(&self, life: NodeId) {
+        let mut state = self.state.lock();
+        if LIVES_MAX <= state.lives.len() {
+            state.lives.pop_front();
+        }
+        state.lives.push_back(life);
     }
 
     /// The lease was renewed by what began at this moment.
@@ -339,6 +353,11 @@ impl Moves {
             Given::Image { revision, .. } => Some((owning.owned.record(me, rand::random()), revision)),
             _ => None,
         }
+    }
+
+    /// Nobody has taken it back since.
+    pub(super) fn is_frozen(&self, id: SessionId) -> bool {
+        self.state.lock().owned.get(&id).is_some_and(|owning| !owning.owned.is_live())
     }
 
     /// It stays after all.
@@ -814,10 +833,25 @@ impl Node {
 
     /// Writes the record of a session that is here: [`Keeping`] at work.
     async fn keep(&self, id: SessionId, was: Option<Revision>, written: &Written) -> Keep {
-        let (mut keeping, mut keep) = Keeping::begin(was, written.record());
-        while let Keep::Write(was) = keep {
+        self.keep_while(id, was, written, || true).await
+    }
+
+    /// As [`Self::keep`]. [`Keep::Write`]: this does not hold any more, and nothing was written.
+    pub(super) async fn keep_while(
+        &self,
+        id: SessionId,
+        was: Option<Revision>,
+        written: &Written,
+        holds: impl Fn() -> bool,
+    ) -> Keep {
+        let lives = self.moves.state.lock().lives.iter().copied().collect();
+        let (mut keeping, mut keep) = Keeping::begin(was, written.record(), lives);
+        while let Keep::Write(was) = keep
+            && holds()
+        {
             keep = keeping.wrote(match self.write(id, was, written).await {
                 Ok(revision) => Wrote::Won(revision),
+                Err(WriteError::Lost(Some((other, _)))) if other.parked.is_some() => Wrote::Parked(other.record()),
                 Err(WriteError::Lost(other)) => Wrote::Lost(other.map(|(other, at)| (other.record(), at))),
                 Err(WriteError::Down | WriteError::Unknown) => Wrote::Unknown,
             });

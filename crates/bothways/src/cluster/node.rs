@@ -436,6 +436,7 @@ impl Node {
             lease.release().await;
             return Err(EngineDown);
         }
+        self.moves.begins(me);
         tracing::info!(node = %me, "the server has joined its cluster");
         self.see(&listed);
         self.moves.renewed(began);

@@ -18,9 +18,8 @@ use tokio::{
 };
 
 use super::{
-    claim::Record,
+    claim::{Keep, Record},
     engine::{Log, NodeId, Revision},
-    moves::WriteError,
     node::Node,
     record::{Parked, Written},
     snapshot,
@@ -157,11 +156,14 @@ impl Node {
         let parked = Parked { epoch: first.epoch, first: first.sequence, last: last.sequence, parts: count };
         let mut written = Written::new(record, known);
         written.parked = Some(parked);
-        match timeout(PARK_MAX, self.write(id, Some(was), &written)).await {
-            Ok(Ok(_)) => Put::Parked,
-            Ok(Err(WriteError::Lost(Some((other, _))))) => Put::Gone(other.record().owner),
+        // Its record may be renewed at this moment.
+        match timeout(PARK_MAX, self.keep_while(id, Some(was), &written, || self.moves.is_frozen(id))).await {
+            Ok(Keep::Stays(_)) => Put::Parked,
+            Ok(Keep::Gone(to)) => Put::Gone(to),
+            // Its client has come for it: the image is old.
+            Ok(Keep::Write(_)) => Put::Left,
             // Perhaps it was written: then it is in the store, and ends here without a word of what it was owed.
-            Ok(Err(_)) | Err(_) => {
+            Ok(Keep::Forgotten | Keep::Later) | Err(_) => {
                 self.moves.disown(id);
                 drop(sessions.let_go(id));
                 Put::Left

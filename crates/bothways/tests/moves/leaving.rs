@@ -6,10 +6,11 @@ use std::{
 };
 
 use bothways::{Stage, Target, cluster::memory::MemoryBroker, testing};
+use tokio::time::sleep;
 
 use crate::{
     support::{Node, join, join_with, next, nodes, nothing, until},
-    ways::{goes_to, is_there, session_of, settle},
+    ways::{ann_at, goes_to, is_there, session_of, settle},
 };
 
 /// A client that is away when its node stops finds its session in the store, from any node.
@@ -49,6 +50,43 @@ fn a_session_waits_in_the_store_when_its_node_has_stopped() {
         assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
         nothing(&mut ann).await;
     });
+}
+
+/// A session is parked while its record is renewed, which comes to the register after that, or before it without anybody's
+/// knowledge: it is in the store, and goes on from there.
+#[test]
+fn a_session_is_parked_while_its_record_is_renewed() {
+    /// After how long a record is renewed.
+    const RENEW_AFTER: Duration = Duration::from_secs(1800);
+    for renewal in ["late", "unknown", "unknown and not done"] {
+        testing::run(async {
+            let broker = MemoryBroker::new();
+            let [one, other] = nodes(&broker).await;
+            let (mut ann, id) = ann_at(&one).await;
+            sleep(RENEW_AFTER - Duration::from_secs(1)).await;
+            one.loses(&ann).await;
+            one.push(&Target::user("ann"), "a letter");
+            let faults = broker.faults();
+            match renewal {
+                "late" => faults.claims_late(1, Duration::from_secs(3)),
+                _ => {
+                    faults.claims_unknown(1, renewal == "unknown");
+                    faults.reads_are_old(true);
+                }
+            }
+            sleep(Duration::from_secs(1)).await;
+            faults.reads_are_old(false);
+            let report = one.server().drain(Duration::from_secs(5), 100).await;
+            let counted = (report.sessions_parked, report.sessions_handed_over, report.sessions_left);
+            assert_eq!(counted, (1, 0, 0), "{renewal}: {report:?}");
+
+            sleep(Duration::from_secs(5)).await;
+            goes_to(&ann, &other);
+            until("it is there", || is_there(&other, id)).await;
+            assert_eq!(next(&mut ann).await, "a letter", "{renewal}");
+            nothing(&mut ann).await;
+        });
+    }
 }
 
 /// What has no room in the store, or finds no store, ends with its server, and is counted.

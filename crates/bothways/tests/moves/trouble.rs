@@ -314,6 +314,48 @@ fn a_record_of_its_own_is_known_again() {
     }
 }
 
+/// The record that nobody knows to be written names a life of its node that is over when that is looked at again: it is its own
+/// all the same. The session goes on and can move.
+#[test]
+fn a_record_of_a_former_life_is_its_own() {
+    for is_new in [true, false] {
+        testing::run(async {
+            let broker = MemoryBroker::new();
+            let [one, other] = nodes(&broker).await;
+            let faults = broker.faults();
+            let unsure = |count| {
+                faults.claims_unknown(count, true);
+                faults.reads_are_old(count != 0);
+            };
+            if is_new {
+                unsure(usize::MAX);
+            }
+            let mut ann = one.client("ann").await;
+            let id = session_of(one.server(), "ann").expect("she is there");
+            settle().await;
+            if !is_new {
+                // It is written by the next life, and another one follows.
+                unsure(usize::MAX);
+                faults.end_all_leases();
+                sleep(Duration::from_secs(5)).await;
+            }
+            faults.end_all_leases();
+            sleep(Duration::from_secs(5)).await;
+            unsure(0);
+            sleep(Duration::from_secs(60)).await;
+            assert!(is_there(&one, id), "is new: {is_new}: it has not ended");
+
+            one.loses(&ann).await;
+            let receipt = one.push(&Target::user("ann"), "a letter");
+            goes_to(&ann, &other);
+            until("it is there", || is_there(&other, id)).await;
+            assert_eq!(next(&mut ann).await, "a letter", "is new: {is_new}");
+            assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
+            nothing(&mut ann).await;
+        });
+    }
+}
+
 /// N14. For seven seconds nobody knows how any compare-and-set ends, and reads show the past: a node that may have won the
 /// session keeps it in its hands, whether it was written or not, and has it when the register can say so.
 #[test]

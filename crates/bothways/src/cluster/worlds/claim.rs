@@ -182,7 +182,8 @@ impl Three {
         let Some(owned) = self.nodes[at].owned.clone() else { return Keep::Later };
         let nonce = self.nonce();
         let record = owned.record(id(at, self.nodes[at].life), nonce);
-        let (keeping, mut keep) = Keeping::begin(Some(owned.revision), record.clone());
+        let lives = (0..=self.nodes[at].life).map(|life| id(at, life)).collect();
+        let (keeping, mut keep) = Keeping::begin(Some(owned.revision), record.clone(), lives);
         let (mut keeping, mut heard) = (keeping.mutated(self.mutant), heard);
         while let Keep::Write(was) = keep {
             let won = if heard == Heard::NotDone { None } else { self.write(was, record.clone()) };
@@ -204,6 +205,9 @@ impl Three {
                 if let Some(owned) = &mut self.nodes[at].owned {
                     owned.thawed(*revision);
                 }
+            }
+            Keep::Gone(to) if node_of(*to) == at => {
+                self.wrong = Some(format!("{at} takes its own record for another node's"));
             }
             Keep::Gone(..) if self.nodes[at].is_stale => self.drop_session(at),
             Keep::Gone(..) => self.moved(at),
@@ -239,8 +243,8 @@ impl Three {
         }
     }
 
-    /// True if a node that is not buried has the session. One that has begun another life may lose it. What was given stays frozen until its node hears that the record
-    /// has moved: that is nobody's any more.
+    /// True if a node that is not buried has the session. One that has begun another life may lose it to one that has buried
+    /// the former. What was given stays frozen until its node hears that the record has moved: that is nobody's any more.
     fn lives(&self, revision: Revision) -> bool {
         let has = |node: &Node| {
             !node.is_stale && node.owned.as_ref().is_some_and(|owned| owned.is_live() || owned.revision == revision)
@@ -780,6 +784,24 @@ fn a_session_has_one_owner_and_loses_nothing_on_its_way() {
     }
 }
 
+/// A record of this owner's that is parked says where the session is: it is not written over. One of another node says that
+/// that has it.
+#[test]
+fn an_owner_writes_over_no_session_that_is_in_the_store() {
+    let record = |term, owner| Record { term, owner, nonce: owner.0 };
+    let [me, former, other] = [NodeId(1), NodeId(2), NodeId(3)];
+    let begin = || Keeping::begin(Some(Revision(1)), record(1, me), vec![former, me]).0;
+    for (term, owner, becomes) in
+        [(1, me, Keep::Later), (1, former, Keep::Later), (1, other, Keep::Gone(other)), (2, me, Keep::Gone(me))]
+    {
+        assert_eq!(begin().wrote(Wrote::Parked(record(term, owner))), becomes, "{term} {owner}");
+    }
+    for owner in [me, former] {
+        let lost = Wrote::Lost(Some((record(1, owner), Revision(2))));
+        assert_eq!(begin().wrote(lost), Keep::Write(Some(Revision(2))), "{owner}");
+    }
+}
+
 /// R1 to R9, N13 and N14: each rule, left out, breaks a promise.
 #[test]
 fn each_mutant_of_the_claim_is_found() {
@@ -797,6 +819,7 @@ fn each_mutant_of_the_claim_is_found() {
         (Mutant::InHandIsNothing, Budget { unknown: 1, ..CALM }),
         (Mutant::OwnIsOthers, Budget { unknown: 1, ..CALM }),
         (Mutant::UnknownIsWon, Budget { unknown: 1, ..CALM }),
+        (Mutant::FormerIsOthers, Budget { unknown: 1, stops: 1, hellos: 1, pushes: 0, ..CALM }),
     ] {
         search(Three::new(mutant, budget), 200_000).assert_found(&format!("{mutant:?}"));
     }
