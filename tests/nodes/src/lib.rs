@@ -27,12 +27,14 @@
 //! - [`User`] is a client in the process of the test. It counts how often each number was handled, by topic, and how often
 //!   each call ran; it keeps what its client told of its connection. It can hold back what it is to handle.
 //! - [`Proxy`] stands before a node, as a balancer, or between a node and a broker, as a network that is cut.
-//! - [`bothways_brokers::Broker`] starts, kills, stops and empties the servers of NATS.
+//! - [`bothways_brokers::Broker`] starts, kills, stops and empties the servers of NATS;
+//!   [`lead_everything`] chooses the one whose end is felt.
 //!
 //! Every wait here has an end, [`LONG`], and says what was waited for.
 
 use std::time::Duration;
 
+pub use leaders::lead_everything;
 pub use node::Node;
 pub use proxy::Proxy;
 pub use say::{
@@ -41,6 +43,7 @@ pub use say::{
 };
 pub use user::{Came, User};
 
+mod leaders;
 mod node;
 mod proxy;
 mod say;

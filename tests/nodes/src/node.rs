@@ -18,7 +18,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command as Process},
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -47,8 +47,14 @@ struct Waiting {
 impl Node {
     /// Starts one, and waits until it serves.
     pub async fn start(options: &Options) -> Self {
+        Self::start_in(options, &[]).await
+    }
+
+    /// As [`Self::start`], with more variables in its environment.
+    pub async fn start_in(options: &Options, variables: &[(&str, &str)]) -> Self {
         let mut process = Process::new(program());
         process.arg(serde_json::to_string(options).expect("plain data"));
+        process.envs(variables.iter().copied());
         // A stopped process whose test has been killed is hung up on by the kernel if its group has nobody else.
         process.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).process_group(0);
         let mut child = process.spawn().expect("it was built with this test");
@@ -176,13 +182,13 @@ impl Node {
 
     /// What these say when nothing of them will change any more.
     pub async fn receipts_over(&self, first: u64, last: u64) -> Vec<Told> {
-        let mut told = Vec::new();
-        until("the receipts are over", async || {
-            told = self.receipts(first, last).await;
-            told.iter().all(Told::is_over)
-        })
-        .await;
-        told
+        let deadline = Instant::now() + LONG;
+        loop {
+            let told = self.receipts(first, last).await;
+            let Some(open) = told.iter().find(|told| !told.is_over()) else { return told };
+            assert!(Instant::now() < deadline, "not over within {LONG:?}: {open:?}");
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// What one says when nothing of it will change any more.
