@@ -82,7 +82,7 @@ async fn without_the_leader(blow: impl Fn(&mut Broker), heal: impl Fn(&mut Broke
     let ended = [origin.receipts_over(1001, 1020).await, origin.receipts_over(2001, 2020).await];
     println!("appends had ended {:?} after the blow", began.elapsed());
     heal(broker);
-    // Behind this one nothing of before is under way.
+    // Behind this one nothing earlier is under way.
     origin.push(To::user("ann"), As::Durable, 1021, 1).await;
     origin.publish(NEWS, 2021, 1).await;
     row.cell("Durable", async {
