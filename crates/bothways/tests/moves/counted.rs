@@ -90,6 +90,11 @@ fn a_session_goes_to_no_node_whose_lease_has_ended() {
         let broker = MemoryBroker::new();
         let [one, other, origin] = nodes(&broker).await;
         let (mut ann, id) = ann_at(&one).await;
+        // Now it knows that all count it, in the life that is about to end.
+        for node in [&other, &one] {
+            goes_to(&ann, node);
+            until("it is there", || is_there(node, id)).await;
+        }
         assert!(broker.faults().cut(other.id, true));
         // It renews its lease each second, and so finds out 900 ms later.
         sleep_until(began + Duration::from_millis(20_100)).await;

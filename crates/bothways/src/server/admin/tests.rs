@@ -1,3 +1,5 @@
+use std::future::pending;
+
 use bothways_proto::SerializeType;
 
 use super::{
@@ -11,6 +13,7 @@ use crate::{
     codec::Encode,
     server::{AdminOptions, Listening},
     session::{Class, Push, Session, TopicOptions},
+    store::{AppendError, BoxFuture, EngineDown, Log, NewEntry, Page as StorePage, Place, Store, Stored},
 };
 
 fn token() -> AdminOptions {
@@ -596,4 +599,88 @@ async fn the_token_may_be_the_one_of_each_request() {
     };
     assert_eq!(me("right").await.expect("it is right"), "operator");
     assert_eq!(me("wrong").await.expect_err("it is wrong").code(), Some(ErrorCode::Unauthenticated));
+}
+
+/// A store that takes what it is asked, and never answers.
+struct Mute;
+
+impl Store for Mute {
+    fn append(&self, _: Log, _: NewEntry) -> BoxFuture<Result<Stored, AppendError>> {
+        Box::pin(pending())
+    }
+
+    fn read(&self, _: Log, _: u64, _: usize) -> BoxFuture<Result<StorePage, EngineDown>> {
+        Box::pin(pending())
+    }
+
+    fn cursor(&self, _: Log, _: String) -> BoxFuture<Result<Option<Place>, EngineDown>> {
+        Box::pin(pending())
+    }
+
+    fn cursors(&self, _: Log) -> BoxFuture<Result<Vec<(String, Place)>, EngineDown>> {
+        Box::pin(pending())
+    }
+
+    fn advance(&self, _: Log, _: String, _: Place, _: Duration) -> BoxFuture<Result<Place, EngineDown>> {
+        Box::pin(pending())
+    }
+
+    fn trim(&self, _: Log, _: Place) -> BoxFuture<Result<(), EngineDown>> {
+        Box::pin(pending())
+    }
+
+    fn remove(&self, _: Log, _: Place) -> BoxFuture<Result<bool, EngineDown>> {
+        Box::pin(pending())
+    }
+
+    fn list(&self, _: Log, _: usize) -> BoxFuture<Result<Vec<(String, usize)>, EngineDown>> {
+        Box::pin(pending())
+    }
+}
+
+/// What an operator began is noted, whether the operator waits for its end, or the store says how it ended.
+#[tokio::test(start_paused = true)]
+async fn an_act_without_an_end_is_noted() {
+    let server = Server::builder().admin(token()).store(Mute).build();
+    let door = server.listen_admin("memory@admin-unfinished").await.expect("the name is free");
+    let client = Client::connect(door.address(), ClientOptions::new()).await.expect("it listens");
+    let operator = AdminClient::new(client, "right");
+    let audit = async || {
+        let page = operator.audit(&AuditAsked { before: None, max: 10 }).await.expect("the token is right");
+        page.into_iter().map(|entry| (entry.act, entry.target, entry.detail)).collect::<Vec<_>>()
+    };
+    let noted = |act: &str, detail: &str| (act.to_owned(), "user ann".to_owned(), detail.to_owned());
+
+    let place = Place { epoch: 3, sequence: 1 };
+    let letter = |dead| LetterNamed { user: "ann".into(), place, dead };
+    let (one, dead) = (letter(false), letter(true));
+    for letter in [&one, &dead] {
+        let act = operator.delete_letter(letter);
+        tokio::time::timeout(Duration::from_secs(1), act).await.expect_err("nothing answers");
+    }
+    tokio::time::timeout(Duration::from_secs(1), operator.send_again(&dead)).await.expect_err("nothing answers");
+    let unseen = format!("its end was not waited for: {place}");
+    let begun = ["send again", "delete a dead letter", "delete a letter"].map(|act| noted(act, &unseen));
+    assert_eq!(audit().await, begun);
+
+    let error = operator.delete_letter(&one).await.expect_err("the store is mute");
+    let last = audit().await.swap_remove(0);
+    assert!(error.to_string().ends_with(last.2.trim_end_matches(&format!(": {place}"))), "{error}, {last:?}");
+    assert_eq!((&*last.0, last.2.ends_with(&place.to_string())), ("delete a letter", true), "{last:?}");
+}
+
+/// However long the server waits for a store, its answer is waited for: a push that went out is no failure.
+#[tokio::test(start_paused = true)]
+async fn a_push_is_waited_for_as_long_as_its_store() {
+    let server = Server::builder().admin(token()).store(Mute).build();
+    let door = server.listen_admin("memory@admin-mute").await.expect("the name is free");
+    let client = Client::connect(door.address(), ClientOptions::new()).await.expect("it listens");
+    let operator = AdminClient::new(client, "right");
+    let push = AdminPush { class: PushClass::Durable(60_000), ..push_to(PushTarget::User("ann".into()), "Flash") };
+
+    let began = operator.begin_push(&push).await.map(drop);
+    let pushed = operator.push(&push).await.map(drop);
+    for outcome in [began, pushed] {
+        assert!(!matches!(outcome, Err(CallError::TimedOut(_))), "{outcome:?}");
+    }
 }
