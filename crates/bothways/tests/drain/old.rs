@@ -1,4 +1,4 @@
-//! Clients that know nothing of many nodes: applications on `_bothways`, and Bothways clients of before, which do not number
+//! Clients that know nothing of many nodes: applications on `_bothways`, and older clients of ours, which do not number
 //! their attempts. Their node stops, and they go on at another one.
 
 use std::time::Duration;
