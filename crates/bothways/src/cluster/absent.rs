@@ -6,19 +6,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use bothways_proto::SerializeType;
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use tokio::{task::JoinSet, time::Instant};
 
 use super::{
+    ask::{Asked, Question},
     engine::NodeId,
     node::{Card, Node},
 };
-use crate::{
-    codec::{Encode, Payload},
-    session::UnreachedWhy,
-};
+use crate::session::UnreachedWhy;
 
 /// For how long receipts name a node whose lease has ended: twice as long as a lease. Its sessions are told to be lost by
 /// then, and each push would be partial for as long.
@@ -94,17 +89,6 @@ impl Absent {
     }
 }
 
-/// The node of this number leaves.
-#[derive(Deserialize, Serialize)]
-struct Farewell {
-    leaves: u64,
-}
-
-#[derive(Deserialize, Serialize)]
-struct Heard {
-    heard: bool,
-}
-
 impl Node {
     /// The nodes that were members lately, and that nothing reaches now.
     pub(super) fn absent(&self) -> Vec<(NodeId, UnreachedWhy)> {
@@ -115,7 +99,7 @@ impl Node {
     /// Tells all others that this node leaves: they do not take it for lost when its lease ends.
     pub(super) async fn say_farewell(&self) {
         let Some(me) = self.me() else { return };
-        let Ok(farewell) = (Farewell { leaves: me.0 }).encode(SerializeType::MSGPACK) else { return };
+        let Some(farewell) = Question::bytes(Asked::Leaves(me.0)) else { return };
         let mut saying = JoinSet::new();
         for node in self.others() {
             let (engine, farewell) = (Arc::clone(self.engine()), farewell.clone());
@@ -125,13 +109,11 @@ impl Node {
         while saying.join_next().await.is_some() {}
     }
 
-    /// Hears another node. `None`: it is no farewell.
-    pub(super) fn hear_farewell(&self, bytes: Bytes) -> Option<Bytes> {
-        let Farewell { leaves } = Farewell::decode(SerializeType::MSGPACK, bytes).ok()?;
-        if let Some(link) = self.state.lock().members.get_mut(&NodeId(leaves)) {
+    /// This one leaves.
+    pub(super) fn hear_farewell(&self, leaver: NodeId) {
+        if let Some(link) = self.state.lock().members.get_mut(&leaver) {
             link.leaves = true;
         }
-        Heard { heard: true }.encode(SerializeType::MSGPACK).ok()
     }
 }
 

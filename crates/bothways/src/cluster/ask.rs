@@ -1,4 +1,4 @@
-//! Questions that every node answers: what lately happened to sessions, and the end of sessions.
+//! Questions that every node answers: what lately happened to sessions, the end of sessions, and which nodes there are.
 //!
 //! A question may be asked twice without harm, so it goes beside the links: one ask to each member, all at once.
 
@@ -12,6 +12,7 @@ use tokio::{task::JoinSet, time::Instant};
 use super::{
     engine::{AskError, Engine},
     node::Node,
+    remote::PushNumber,
 };
 use crate::{
     codec::{Encode, Payload},
@@ -50,14 +51,21 @@ pub struct Explained {
 }
 
 #[derive(Deserialize, Serialize)]
-struct Question {
+pub(super) struct Question {
     question: Asked,
     /// Of which sessions, if it is of a target.
     target: Option<Carried>,
 }
 
+impl Question {
+    /// As it is sent, of no target.
+    pub(super) fn bytes(question: Asked) -> Option<Bytes> {
+        Self { question, target: None }.encode(SerializeType::MSGPACK).ok()
+    }
+}
+
 #[derive(Clone, Debug, Deserialize, Serialize)]
-enum Asked {
+pub(super) enum Asked {
     Explain,
     /// For this reason.
     Kick(String),
@@ -65,15 +73,22 @@ enum Asked {
     Find(FindAsked),
     /// Of the server to the servers of the others.
     Home(Bytes),
+    /// Does the node that is asked count this one?
+    Counts(u64),
+    /// The node of this number leaves.
+    Leaves(u64),
 }
 
 #[derive(Deserialize, Serialize)]
-enum Said {
+pub(super) enum Said {
     Explained(Vec<Explanation>, usize),
     Kicked(usize),
     /// Some are left out if this is true.
     Found(Vec<Seen>, bool),
     Home(Bytes),
+    /// The number of the last push before it did. `None`: it does not.
+    Counts(Option<PushNumber>),
+    Heard,
     /// It cannot be answered: the node is of another version, or has stopped.
     No,
 }
@@ -82,19 +97,25 @@ enum Said {
 pub(super) async fn answer(node: &Arc<Node>, bytes: Bytes) -> Option<Bytes> {
     let bytes_max = node.engine().limits().message_bytes_max / 2;
     let Question { question, target } = Question::decode(SerializeType::MSGPACK, bytes).ok()?;
-    if let Asked::Home(question) = question {
-        let answer = node.home.upgrade()?.answer(question, bytes_max).await;
-        return answer.map_or(Said::No, Said::Home).encode(SerializeType::MSGPACK).ok();
-    }
-    let sessions = &node.registry()?;
-    let target = match target {
-        None => None,
-        Some(target) => match target.open(Duration::ZERO, sessions.limits())?.0 {
-            Destination::Sessions(target) => Some(target),
-            Destination::Topic(_) => return None,
-        },
+    let said = match question {
+        Asked::Home(question) => node.home.upgrade()?.answer(question, bytes_max).await.map_or(Said::No, Said::Home),
+        Asked::Counts(asker) => Said::Counts(node.counts(NodeId(asker))),
+        Asked::Leaves(leaver) => {
+            node.hear_farewell(NodeId(leaver));
+            Said::Heard
+        }
+        Asked::Explain | Asked::Kick(_) | Asked::Find(_) => {
+            let sessions = &node.registry()?;
+            let target = match target {
+                None => None,
+                Some(target) => match target.open(Duration::ZERO, sessions.limits())?.0 {
+                    Destination::Sessions(target) => Some(target),
+                    Destination::Topic(_) => return None,
+                },
+            };
+            run(sessions, &question, target.as_ref(), bytes_max).unwrap_or(Said::No)
+        }
     };
-    let said = run(sessions, &question, target.as_ref(), bytes_max).unwrap_or(Said::No);
     said.encode(SerializeType::MSGPACK).ok()
 }
 
@@ -126,7 +147,7 @@ fn run(
             let (seen, is_cut) = sessions.seen(asked, bytes_max / SEEN_BYTES);
             Said::Found(seen, is_cut)
         }
-        (Asked::Explain | Asked::Kick(_), None) | (Asked::Home(_), _) => Said::No,
+        _ => Said::No,
     })
 }
 

@@ -12,19 +12,18 @@ use std::{
 };
 
 use bothways_proto::SerializeType;
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
 };
 
 use super::{
+    ask::{Asked, Question, Said},
     engine::{AskError, NodeId},
     node::{NOBODY_MAX, Node},
     remote::PushNumber,
 };
-use crate::codec::{Encode, Payload};
+use crate::codec::Payload;
 
 /// How long one ask may take.
 const ASK_MAX: Duration = Duration::from_secs(1);
@@ -38,18 +37,6 @@ pub(super) struct Counted {
     by: BTreeSet<NodeId>,
     /// Since when nobody answers under a member's name.
     nobody: BTreeMap<NodeId, Instant>,
-}
-
-/// Does the node that is asked count this one?
-#[derive(Deserialize, Serialize)]
-struct Question {
-    counts: u64,
-}
-
-/// The number of the last push before it did. `None`: it does not.
-#[derive(Deserialize, Serialize)]
-struct Answer {
-    since: Option<PushNumber>,
 }
 
 impl Counted {
@@ -108,7 +95,7 @@ impl Node {
     }
 
     async fn ask_who_counts(&self, me: NodeId, nodes: Vec<NodeId>, deadline: Instant) {
-        let Ok(question) = (Question { counts: me.0 }).encode(SerializeType::MSGPACK) else { return };
+        let Some(question) = Question::bytes(Asked::Counts(me.0)) else { return };
         let within = ASK_MAX.min(deadline.saturating_duration_since(Instant::now()));
         let mut asking = JoinSet::new();
         for node in nodes {
@@ -116,7 +103,10 @@ impl Node {
             asking.spawn(async move { (node, engine.ask(node, question, within).await) });
         }
         while let Some(Ok((node, answer))) = asking.join_next().await {
-            let answer = answer.map(|bytes| Answer::decode(SerializeType::MSGPACK, bytes).ok().and_then(|it| it.since));
+            let answer = answer.map(|bytes| match Said::decode(SerializeType::MSGPACK, bytes) {
+                Ok(Said::Counts(since)) => since,
+                _ => None,
+            });
             let mut counted = self.counted.lock();
             if counted.me == Some(me) && counted.heard(node, &answer) {
                 // None of those comes here: what a session has to get of them, its former node gives.
@@ -125,15 +115,13 @@ impl Node {
         }
     }
 
-    /// Answers another node. `None`: it is no such question.
-    pub(super) fn answer_counts(self: &Arc<Self>, bytes: Bytes) -> Option<Bytes> {
-        let Question { counts } = Question::decode(SerializeType::MSGPACK, bytes).ok()?;
-        let asker = NodeId(counts);
+    /// As [`Self::counts_since`], of a node that may have joined this moment.
+    pub(super) fn counts(self: &Arc<Self>, asker: NodeId) -> Option<PushNumber> {
         if self.counts_since(asker).is_none() {
             let listed = Arc::clone(&self.engine().members().borrow());
             self.see(&listed);
         }
-        Answer { since: self.counts_since(asker) }.encode(SerializeType::MSGPACK).ok()
+        self.counts_since(asker)
     }
 }
 

@@ -338,11 +338,6 @@ impl Moves {
         self.state.lock().owned.contains_key(&id)
     }
 
-    /// Another node has got its image, and may have written the record.
-    pub(super) fn is_given(&self, id: SessionId) -> bool {
-        self.state.lock().owned.get(&id).is_some_and(|owning| !owning.owned.is_live())
-    }
-
     /// A session goes into the store: nobody else gets it by its image meanwhile. Returns what is to be written, and on
     /// which revision.
     pub(super) fn freeze_own(&self, id: SessionId, me: NodeId, certain: bool) -> Option<(Record, Revision)> {
@@ -355,7 +350,8 @@ impl Moves {
         }
     }
 
-    /// Nobody has taken it back since.
+    /// Its image is on its way to another node, which may have written the record, or into the store; nobody has taken it
+    /// back since.
     pub(super) fn is_frozen(&self, id: SessionId) -> bool {
         self.state.lock().owned.get(&id).is_some_and(|owning| !owning.owned.is_live())
     }

@@ -828,13 +828,7 @@ impl Node {
             Some((from, number, items)) => self.take_batch(&life, from, number, items),
             None => match self.answer_move(bytes.clone()) {
                 Some(answer) => Some(answer),
-                None => match self.answer_counts(bytes.clone()) {
-                    Some(answer) => Some(answer),
-                    None => match self.hear_farewell(bytes.clone()) {
-                        Some(answer) => Some(answer),
-                        None => ask::answer(&self, bytes).await,
-                    },
-                },
+                None => ask::answer(&self, bytes).await,
             },
         }
     }

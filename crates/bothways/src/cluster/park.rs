@@ -175,7 +175,7 @@ impl Node {
     /// nobody can tell, and it is neither parked nor ended.
     async fn settled(&self, id: SessionId) {
         let deadline = Instant::now() + PARK_MAX;
-        while self.moves.is_given(id) && Instant::now() < deadline {
+        while self.moves.is_frozen(id) && Instant::now() < deadline {
             sleep(LOOK).await;
         }
     }
