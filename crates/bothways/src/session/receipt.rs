@@ -227,13 +227,17 @@ pub struct Outcomes {
 /// The stages at which there is somebody.
 impl std::fmt::Debug for Outcomes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let counts = Stage::ALL.iter().map(|stage| (stage, self.at(*stage)));
         f.write_str("Outcomes ")?;
-        f.debug_map().entries(counts.filter(|(_, count)| *count != 0)).finish()
+        f.debug_map().entries(self.iter()).finish()
     }
 }
 
 impl Outcomes {
+    /// The stages at which there are targets now, and how many.
+    pub fn iter(&self) -> impl Iterator<Item = (Stage, usize)> {
+        Stage::ALL.into_iter().zip(self.counts).filter(|(_, count)| *count != 0)
+    }
+
     /// Targets at this stage now.
     pub fn at(&self, stage: Stage) -> usize {
         self.counts[stage.index()]
@@ -256,8 +260,8 @@ impl Outcomes {
 
     /// Where its only target has ended. `None`: it has not, or there is none, or several.
     pub(super) fn only(&self) -> Option<Stage> {
-        let is_only = |stage: &&Stage| stage.is_final() && self.targets() == 1 && self.at(**stage) == 1;
-        Stage::ALL.iter().find(is_only).copied()
+        let (stage, _) = self.iter().next().filter(|_| self.targets() == 1)?;
+        stage.is_final().then_some(stage)
     }
 
     /// Targets whose stage can still change.
