@@ -111,6 +111,22 @@ struct Publishing {
     is_delivered: bool,
 }
 
+impl Publishing {
+    fn begin(topic: &Arc<str>, push: &Push, receipt: &Receipt) -> Self {
+        Self {
+            topic: Arc::clone(topic),
+            push: push.clone(),
+            receipt: receipt.clone(),
+            storing: receipt.storing(vec![Log::History(topic.to_string())]),
+            since: Instant::now(),
+            stored: None,
+            maybe: false,
+            seen: None,
+            is_delivered: false,
+        }
+    }
+}
+
 /// An entry of a log.
 #[derive(Deserialize, Serialize)]
 struct Letter {
@@ -590,19 +606,7 @@ impl SharedHistories for Node {
         let key = push.key().map_or_else(|| format!("~{me:x}.{number}"), ToOwned::to_owned);
         let kept_for = [kept_for, push.lives_for()].into_iter().flatten().min();
         let entry = NewEntry { key: Some(key), time_to_live: kept_for, bytes };
-        let storing = receipt.storing(vec![Log::History(topic.to_string())]);
-        let publishing = Publishing {
-            topic: Arc::clone(&topic),
-            push: push.clone(),
-            receipt: receipt.clone(),
-            storing,
-            since: Instant::now(),
-            stored: None,
-            maybe: false,
-            seen: None,
-            is_delivered: false,
-        };
-        state.publishing.insert(number, publishing);
+        state.publishing.insert(number, Publishing::begin(&topic, push, receipt));
         let queue = state.queues.entry(Arc::clone(&topic)).or_default();
         let is_first = queue.is_empty();
         queue.push_back((number, entry));
@@ -721,19 +725,7 @@ mod tests {
         let (topics, topic): (_, Arc<str>) = (TopicsOfNode::new(), "news".into());
         let mut state = topics.state.lock();
         for number in 1..=count {
-            let push = Push::new("News", "Say", "x");
-            let receipt = Receipt::new();
-            let publishing = Publishing {
-                topic: Arc::clone(&topic),
-                push,
-                storing: receipt.storing(vec![Log::History("news".to_owned())]),
-                receipt,
-                since: Instant::now(),
-                stored: None,
-                maybe: false,
-                seen: None,
-                is_delivered: false,
-            };
+            let publishing = Publishing::begin(&topic, &Push::new("News", "Say", "x"), &Receipt::new());
             state.publishing.insert(number, publishing);
             let entry = NewEntry::new("x").with_key(number.to_string());
             state.queues.entry(Arc::clone(&topic)).or_default().push_back((number, entry));
