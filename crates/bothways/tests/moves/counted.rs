@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     support::{join, next, nodes, nothing, until},
-    ways::{ann_at, goes_to, is_there},
+    ways::{ann_at, comes_to, goes_to, is_there},
 };
 
 /// What is pushed by a node that does not know yet of the one to which a client goes reaches the client all the same: its
@@ -92,8 +92,7 @@ fn a_session_goes_to_no_node_whose_lease_has_ended() {
         let (mut ann, id) = ann_at(&one).await;
         // Now it knows that all count it, in the life that is about to end.
         for node in [&other, &one] {
-            goes_to(&ann, node);
-            until("it is there", || is_there(node, id)).await;
+            comes_to(&ann, node, id).await;
         }
         assert!(broker.faults().cut(other.id, true));
         // It renews its lease each second, and so finds out 900 ms later.

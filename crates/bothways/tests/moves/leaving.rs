@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::{
     support::{Node, join, join_with, next, nodes, nothing, until},
-    ways::{ann_at, goes_to, is_there, session_of, settle},
+    ways::{ann_at, comes_to, goes_to, is_there, session_of, settle},
 };
 
 /// A client that is away when its node stops finds its session in the store, from any node.
@@ -36,8 +36,7 @@ fn a_session_waits_in_the_store_when_its_node_has_stopped() {
         );
         let waits = tokio::time::timeout(Duration::from_secs(5), far.handled()).await;
         assert!(waits.is_err(), "it waits with her session: {far:?}");
-        goes_to(&ann, &other);
-        until("it is there", || is_there(&other, id)).await;
+        comes_to(&ann, &other, id).await;
         for number in 0..20 {
             assert_eq!(next(&mut ann).await, format!("{number}"));
         }
@@ -81,8 +80,7 @@ fn a_session_is_parked_while_its_record_is_renewed() {
             assert_eq!(counted, (1, 0, 0), "{renewal}: {report:?}");
 
             sleep(Duration::from_secs(5)).await;
-            goes_to(&ann, &other);
-            until("it is there", || is_there(&other, id)).await;
+            comes_to(&ann, &other, id).await;
             assert_eq!(next(&mut ann).await, "a letter", "{renewal}");
             nothing(&mut ann).await;
         });

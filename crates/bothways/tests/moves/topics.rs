@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::{
     support::{Node, next, nothing, until},
-    ways::{goes_to, is_there, settle},
+    ways::{comes_to, goes_to, is_there, settle},
 };
 
 /// A node that keeps what is published to `log`, and lets everybody in.
@@ -75,14 +75,20 @@ fn a_subscriber_that_moves_gets_each_message_once() {
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// Two nodes that know each other.
+async fn two(broker: &MemoryBroker) -> [Node; 2] {
+    let [one, other] = [join(broker).await, join(broker).await];
+    until("they know each other", || one.server().nodes().is_some_and(|(_, others)| others.len() == 1)).await;
+    [one, other]
+}
+
 /// What is published while a session is in the store its client asks for when it is back, also if nothing is published
 /// after that; what it is owed by its session it gets once.
 #[test]
 fn what_was_published_while_a_session_was_parked_is_asked_for() {
     testing::run(async {
         let broker = MemoryBroker::new();
-        let [one, other] = [join(&broker).await, join(&broker).await];
-        until("they know each other", || one.server().nodes().is_some_and(|(_, others)| others.len() == 1)).await;
+        let [one, other] = two(&broker).await;
         let (mut ann, id) = subscriber(&one).await;
         let publish = |text: &str| other.server().publish("log", &Push::new("News", "say", text.to_owned()));
         publish("seen").expect("small");
@@ -99,8 +105,7 @@ fn what_was_published_while_a_session_was_parked_is_asked_for() {
             publish(text).expect("small");
         }
         settle().await;
-        goes_to(&ann, &other);
-        until("it is there", || is_there(&other, id)).await;
+        comes_to(&ann, &other, id).await;
         for text in ["1", "2", "3", "4"] {
             let came = timeout(Duration::from_secs(60), next(&mut ann)).await;
             assert_eq!(came.as_deref(), Ok(text));
@@ -119,8 +124,7 @@ fn what_came_with_a_session_is_not_sent_again() {
     for parks in [true, false] {
         testing::run(async {
             let broker = MemoryBroker::new();
-            let [one, other] = [join(&broker).await, join(&broker).await];
-            until("they know each other", || one.server().nodes().is_some_and(|(_, others)| others.len() == 1)).await;
+            let [one, other] = two(&broker).await;
             let (mut ann, id) = subscriber(&one).await;
             let publish = |text: &str| other.server().publish("log", &Push::new("News", "say", text.to_owned()));
             publish("seen").expect("small");
@@ -137,8 +141,7 @@ fn what_came_with_a_session_is_not_sent_again() {
             if parks {
                 assert_eq!(one.server().drain(Duration::from_secs(5), 100).await.sessions_parked, 1);
             }
-            goes_to(&ann, &other);
-            until("it is there", || is_there(&other, id)).await;
+            comes_to(&ann, &other, id).await;
             for text in &texts {
                 let came = timeout(Duration::from_secs(60), next(&mut ann)).await;
                 assert!(came.as_deref() == Ok(&**text), "in order, and once: {:?}", came.map(|came| came.len()));

@@ -5,13 +5,14 @@ use std::time::Duration;
 use bothways::{
     ClientOptions, Push, Stage, Target,
     cluster::{Cluster, memory::MemoryBroker},
-    testing,
+    session::SessionId,
+    testing::{self, TestClient},
 };
 use tokio::time::sleep;
 
 use crate::{
     support::{Node, next, nodes, nothing, until},
-    ways::{ann_at, goes_to, is_there, session_of, settle},
+    ways::{ann_at, comes_to, goes_to, is_there, session_of, settle},
 };
 
 /// The client is at the first node, away, and owed this.
@@ -221,8 +222,7 @@ fn sessions_outlive_the_leases_of_their_nodes() {
         broker.faults().end_all_leases();
         sleep(Duration::from_secs(10)).await;
         assert_eq!(session_of(one.server(), "ann"), Some(id));
-        goes_to(&ann, &other);
-        until("it is there", || is_there(&other, id)).await;
+        comes_to(&ann, &other, id).await;
         assert_eq!(next(&mut ann).await, "a letter");
         assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
     });
@@ -235,8 +235,7 @@ fn a_late_hello_takes_nothing() {
         let broker = MemoryBroker::new();
         let [one, other] = nodes(&broker).await;
         let (mut ann, id, _receipt) = owed(&one, "a letter").await;
-        goes_to(&ann, &other);
-        until("it is there", || is_there(&other, id)).await;
+        comes_to(&ann, &other, id).await;
         assert_eq!(next(&mut ann).await, "a letter");
         settle().await;
         ann.wire.lead_to(one.network.address()).expect("an address");
@@ -268,11 +267,20 @@ fn a_stranger_with_the_number_gets_nothing() {
             let _ = eve.client.call_with::<()>("_bothways", "Resume", &(), call).await;
             settle().await;
         }
-        goes_to(&ann, &other);
-        until("it is there", || is_there(&other, id)).await;
+        comes_to(&ann, &other, id).await;
         assert_eq!(next(&mut ann).await, "a letter");
         assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
     });
+}
+
+/// The session of ann, who is away, goes on at the other node, with what it is owed.
+async fn goes_on(one: &Node, other: &Node, ann: &mut TestClient, id: SessionId) {
+    one.loses(ann).await;
+    let receipt = one.push(&Target::user("ann"), "a letter");
+    comes_to(ann, other, id).await;
+    assert_eq!(next(ann).await, "a letter");
+    assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
+    nothing(ann).await;
 }
 
 /// N13. Nobody can tell whether the record of a session was written, at its birth or after its node has lapsed, and the read
@@ -303,13 +311,7 @@ fn a_record_of_its_own_is_known_again() {
             sleep(Duration::from_secs(60)).await;
             assert!(is_there(&one, id), "lapses: {lapses}: it has not ended");
 
-            one.loses(&ann).await;
-            let receipt = one.push(&Target::user("ann"), "a letter");
-            goes_to(&ann, &other);
-            until("it is there", || is_there(&other, id)).await;
-            assert_eq!(next(&mut ann).await, "a letter");
-            assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
-            nothing(&mut ann).await;
+            goes_on(&one, &other, &mut ann, id).await;
         });
     }
 }
@@ -345,13 +347,7 @@ fn a_record_of_a_former_life_is_its_own() {
             sleep(Duration::from_secs(60)).await;
             assert!(is_there(&one, id), "is new: {is_new}: it has not ended");
 
-            one.loses(&ann).await;
-            let receipt = one.push(&Target::user("ann"), "a letter");
-            goes_to(&ann, &other);
-            until("it is there", || is_there(&other, id)).await;
-            assert_eq!(next(&mut ann).await, "a letter", "is new: {is_new}");
-            assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
-            nothing(&mut ann).await;
+            goes_on(&one, &other, &mut ann, id).await;
         });
     }
 }

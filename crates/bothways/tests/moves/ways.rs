@@ -35,14 +35,15 @@ pub(crate) fn goes_to(client: &TestClient, node: &Node) {
     client.wire.admit();
 }
 
-/// As [`goes_to`], until it is there, with the session that it had.
-pub(crate) async fn moves_to(client: &TestClient, user: &str, node: &Node, id: SessionId) {
+/// As [`goes_to`], until this session is there.
+pub(crate) async fn comes_to(client: &TestClient, node: &Node, id: SessionId) {
     goes_to(client, node);
-    until("it is there", || {
-        let found = node.server().sessions(&Target::session(id)).expect("no topic");
-        found.first().is_some_and(|session| session.connection().is_some())
-    })
-    .await;
+    until("it is there", || is_there(node, id)).await;
+}
+
+/// As [`comes_to`], until it is welcomed, as this user and with the session that it had.
+pub(crate) async fn moves_to(client: &TestClient, user: &str, node: &Node, id: SessionId) {
+    comes_to(client, node, id).await;
     assert_eq!(session_of(node.server(), user), Some(id));
     client.welcomed().await;
 }

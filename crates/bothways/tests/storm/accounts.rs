@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
+    fmt::{Display, Write as _},
     time::Duration,
 };
 
@@ -82,6 +82,26 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    /// Its connection is lost.
+    pub(crate) fn gone(&mut self, now: Duration, reason: impl Display) {
+        self.connections.push((now, format!("gone ({reason})")));
+    }
+
+    /// It is connected again, to this place.
+    pub(crate) fn back(&mut self, now: Duration, place: impl Display) {
+        self.connections.push((now, format!("back {place}")));
+        self.hidden.iter_mut().filter(|(_, to)| *to == Duration::MAX).for_each(|(_, to)| *to = now);
+    }
+
+    /// It is told that its session is lost: that may have ended at once when its client was gone.
+    pub(crate) fn session_lost(&mut self, now: Duration, why: String) {
+        self.lost.push((now, why));
+        let is_gone = |(_, what): &&(Duration, String)| what.starts_with("gone");
+        let before = self.connections.iter().rev().skip_while(|connection| !is_gone(connection));
+        let since = before.take_while(is_gone).last().map(|(at, _)| *at);
+        self.hidden.push((since.unwrap_or_default(), now));
+    }
+
     fn is_aimed(&self, number: usize, aim: Aim) -> bool {
         match aim {
             Aim::User(user) => self.user == user,

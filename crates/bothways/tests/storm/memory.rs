@@ -313,19 +313,11 @@ fn saw(world: &World, held: &Held, event: &ConnectionEvent) {
     let mut seen = held.seen.lock();
     let now = world.now();
     match event {
-        ConnectionEvent::Lost { reason, .. } => seen.connections.push((now, format!("gone ({reason})"))),
+        ConnectionEvent::Lost { reason, .. } => seen.gone(now, reason),
         ConnectionEvent::Restored { .. } => {
-            seen.connections.push((now, format!("back, perhaps at node {}", held.leads_to.lock())));
-            seen.hidden.iter_mut().filter(|(_, to)| *to == Duration::MAX).for_each(|(_, to)| *to = now);
+            seen.back(now, format_args!("perhaps at node {}", held.leads_to.lock()));
         }
-        ConnectionEvent::SessionLost { why, .. } => {
-            seen.lost.push((now, format!("{why:?}")));
-            // It may have ended at once when its client was gone.
-            let is_gone = |(_, what): &&(Duration, String)| what.starts_with("gone");
-            let before = seen.connections.iter().rev().skip_while(|connection| !is_gone(connection));
-            let since = before.take_while(is_gone).last().map(|(at, _)| *at);
-            seen.hidden.push((since.unwrap_or_default(), now));
-        }
+        ConnectionEvent::SessionLost { why, .. } => seen.session_lost(now, format!("{why:?}")),
         ConnectionEvent::GaveUp { error, .. } => panic!("a client gave up: {error}"),
         _ => {}
     }
