@@ -1,14 +1,16 @@
 //! Histories and mailboxes over the broker, to which much is appended at once, also while a part of it is killed.
 
+#[allow(dead_code)]
+mod support;
+
 use std::{sync::Arc, time::Duration};
 
 use bothways::{
-    Client, ClientOptions, Push, Receipt, Server, ServerMessages, Target,
+    Client, ClientOptions, Push, Receipt, ServerMessages, Target,
     cluster::{
-        Cluster, Store as _,
+        Store as _,
         engine::{AppendError, Log, NewEntry},
     },
-    server::Listening,
     session::TopicOptions,
 };
 use bothways_brokers::Broker;
@@ -16,54 +18,10 @@ use bothways_nats::{NatsEngine, NatsOptions};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::{
-    runtime::Runtime,
-    time::{Instant, sleep, timeout},
-};
+use support::{LONG, Node, run, until};
+use tokio::time::{Instant, sleep, timeout};
 
 const KEEP: Duration = Duration::from_secs(3600);
-/// Longer than anything here takes: a lease, an election, and a busy machine.
-const LONG: Duration = Duration::from_secs(60);
-
-/// A server with a runtime of its own: when that is gone, it is gone without a word.
-struct Node {
-    server: Server,
-    listening: Listening,
-    runtime: Runtime,
-}
-
-impl Node {
-    fn start(addresses: &[String]) -> Self {
-        let runtime = Runtime::new().expect("a runtime");
-        let options = NatsOptions::new(addresses).history_entries_max(10_000);
-        let (server, listening) = runtime.block_on(async {
-            let server = Server::builder()
-                .topic("news", TopicOptions::new().history(10_000, KEEP))
-                .expect("a topic")
-                .auth(|request| async move {
-                    let session = request.session().ok_or("it has left")?;
-                    session.bind_user(&request.token);
-                    session.subscribe("news").map_err(|_| "a topic")?;
-                    Ok::<_, &str>(())
-                })
-                .build();
-            let engine = NatsEngine::connect(options).await.expect("the broker works");
-            server.join(Cluster::new(engine)).await.expect("the broker works");
-            let listening = server.listen("tcp@127.0.0.1:0").await.expect("a free port");
-            (server, listening)
-        });
-        Self { server, listening, runtime }
-    }
-
-    /// Dies without a word.
-    fn kill(self) {
-        self.runtime.shutdown_background();
-    }
-}
-
-fn run(test: impl Future<Output = ()>) {
-    Runtime::new().expect("a runtime").block_on(test);
-}
 
 /// All that comes to a client, each handled at once.
 fn collect(mut messages: ServerMessages) -> Arc<Mutex<Vec<String>>> {
@@ -76,14 +34,6 @@ fn collect(mut messages: ServerMessages) -> Arc<Mutex<Vec<String>>> {
         }
     });
     came
-}
-
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within a minute: {what}");
-        sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// What the broker says of the stream in which a topic is.
@@ -142,7 +92,12 @@ async fn a_history_is_appended_to_in_batches() {
 fn publishes_stay_in_order_when_a_leader_is_killed() {
     let Some(mut broker) = Broker::three() else { return };
     // The nodes are at servers that stay: which one leads is known later.
-    let [one, other] = [Node::start(&broker.addresses()), Node::start(&broker.addresses())];
+    let node = || {
+        let options = NatsOptions::new(broker.addresses()).history_entries_max(10_000);
+        let kept = TopicOptions::new().history(10_000, KEEP);
+        Node::start(options, "news", |server| server.topic("news", kept).expect("a topic"))
+    };
+    let [one, other] = [node(), node()];
     run(async {
         let options = ClientOptions::new().auth("ann");
         let (_ann, messages) = Client::bidirectional(other.listening.address(), options).await.expect("it listens");

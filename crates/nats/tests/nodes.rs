@@ -1,71 +1,26 @@
 //! Servers of one cluster over NATS, with clients: what they do over the engine in memory they do here.
 
+#[allow(dead_code)]
+mod support;
+
 use std::time::Duration;
 
 use bothways::{
-    CallError, CallOptions, Caller as _, Client, ClientOptions, Push, Receipt, Router, Server, ServerMessages, Stage,
-    Target,
-    cluster::{Cluster, NodeId},
-    server::Listening,
+    CallError, CallOptions, Caller as _, Client, ClientOptions, Push, Receipt, Router, ServerMessages, Stage, Target,
     session::UnreachedWhy,
 };
 use bothways_brokers::Broker;
-use bothways_nats::{NatsEngine, NatsOptions};
+use bothways_nats::NatsOptions;
 use bytes::Bytes;
-use tokio::{
-    runtime::Runtime,
-    time::{Instant, sleep, timeout},
-};
-
-/// Longer than anything here takes: a lease, an election, and a busy machine.
-const LONG: Duration = Duration::from_secs(60);
-
-/// A server with a runtime of its own: when that is gone, it is gone without a word.
-struct Node {
-    id: NodeId,
-    server: Server,
-    listening: Listening,
-    runtime: Runtime,
-}
-
-impl Node {
-    fn start(addresses: &[String]) -> Self {
-        let runtime = Runtime::new().expect("a runtime");
-        let options = NatsOptions::new(addresses);
-        let (id, server, listening) = runtime.block_on(async {
-            let server = Server::builder()
-                .auth(|request| async move {
-                    let session = request.session().ok_or("it has left")?;
-                    session.bind_user(&request.token);
-                    session.subscribe("news.>").map_err(|_| "a pattern")?;
-                    Ok::<_, &str>(())
-                })
-                .build();
-            let engine = NatsEngine::connect(options).await.expect("the broker works");
-            let id = server.join(Cluster::new(engine)).await.expect("the broker works");
-            let listening = server.listen("tcp@127.0.0.1:0").await.expect("a free port");
-            (id, server, listening)
-        });
-        Self { id, server, listening, runtime }
-    }
-
-    /// Dies without a word.
-    fn kill(self) -> NodeId {
-        self.runtime.shutdown_background();
-        self.id
-    }
-
-    fn push(&self, target: &Target, text: &str) -> Receipt {
-        self.server.push(target, &Push::new("Mail", "New", text.to_owned())).expect("a small push")
-    }
-}
+use support::{LONG, Node, run, until};
+use tokio::time::{Instant, sleep, timeout};
 
 fn nodes<const N: usize>(broker: &Broker) -> [Node; N] {
     nodes_at(&broker.addresses())
 }
 
 fn nodes_at<const N: usize>(addresses: &[String]) -> [Node; N] {
-    let nodes = std::array::from_fn(|_| Node::start(addresses));
+    let nodes = std::array::from_fn(|_| Node::start(NatsOptions::new(addresses), "news.>", |server| server));
     let know = |node: &Node| node.server.nodes().is_some_and(|(_, others)| others.len() == N - 1);
     let until = std::time::Instant::now() + LONG;
     while !nodes.iter().all(know) {
@@ -100,20 +55,8 @@ impl User {
     }
 }
 
-async fn until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within a minute: {what}");
-        sleep(Duration::from_millis(10)).await;
-    }
-}
-
 async fn handled(receipt: &Receipt) -> usize {
     timeout(LONG, receipt.handled()).await.expect("it ends").at(Stage::Handled)
-}
-
-fn run(test: impl Future<Output = ()>) {
-    Runtime::new().expect("a runtime").block_on(test);
 }
 
 /// A user, everyone, a session, a topic, and nobody, from any node, with one receipt; also over three servers.
