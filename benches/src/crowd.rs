@@ -26,8 +26,11 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "nodes")]
+use crate::cluster::{ClusterArgs, Records};
 use crate::{
     contract::{self, Promise, put_request, word},
+    load::put_hello,
     process::{Process, own_cpu, thread_cpu},
     server::server,
 };
@@ -48,13 +51,17 @@ const PUBLISHES: u32 = 3;
 const PUSH_BYTES: usize = 128;
 
 /// A crowd, opened in this process.
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct CrowdArgs {
     /// What each of it is.
     #[arg(value_enum)]
     who: Who,
     /// How many.
     sessions: usize,
+    /// Of a server that is a node of a cluster.
+    #[cfg(feature = "nodes")]
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 /// What each of a crowd is.
@@ -66,6 +73,8 @@ pub enum Who {
     Plain,
     /// A session with a user and one topic.
     Entered,
+    /// The same with a session that can be resumed.
+    Resumable,
 }
 
 /// What was measured of a crowd, each figure for one of it.
@@ -89,9 +98,23 @@ pub struct CrowdReport {
 /// # Errors
 /// An answer or a push is not as it should be.
 pub fn open_alone(program: &Path, who: Who, sessions: usize) -> anyhow::Result<Option<CrowdReport>> {
+    open_with(program, who, sessions, &[])
+}
+
+/// The same at a node of the cluster with this broker.
+///
+/// # Errors
+/// As [`open_alone`]; or the broker does not take a record of each session.
+#[cfg(feature = "nodes")]
+pub fn open_at_node(program: &Path, who: Who, sessions: usize, broker: &str) -> anyhow::Result<Option<CrowdReport>> {
+    open_with(program, who, sessions, &["--cluster", broker])
+}
+
+fn open_with(program: &Path, who: Who, sessions: usize, more: &[&str]) -> anyhow::Result<Option<CrowdReport>> {
     let begin = Instant::now();
     let mut child = Command::new(program)
         .args(["crowd", &word(&who), &sessions.to_string()])
+        .args(more)
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start this program again")?;
@@ -117,18 +140,20 @@ pub fn open_alone(program: &Path, who: Who, sessions: usize) -> anyhow::Result<O
 /// An answer or a push is not as it should be.
 pub fn run(args: &CrowdArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let report = runtime.block_on(open(*args, REST))?;
+    let report = runtime.block_on(open(args, REST))?;
     println!("{}", serde_json::to_string(&report)?);
     Ok(())
 }
 
-async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
+async fn open(args: &CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
     let name = format!("memory@crowd-{}", word(&args.who));
     if args.who == Who::Pipe {
         return open_pipes(&name, args.sessions).await;
     }
 
     let server = server();
+    #[cfg(feature = "nodes")]
+    let records = join(&args.cluster, &server).await?;
     let _listening = server.listen(&name).await?;
     let (address, options) = (name.parse()?, ConnectOptions::default());
     let call = FirstCall::new(args.who);
@@ -140,6 +165,10 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
         let socket = connect(&address, &options).await?;
         call.make(&socket, &mut buffer).await?;
         crowd.push(socket);
+        #[cfg(feature = "nodes")]
+        if let Some(records) = records.as_ref().filter(|_| crowd.len().is_multiple_of(WRITTEN_EVERY)) {
+            records.reach(crowd.len()).await?;
+        }
     }
 
     tokio::time::sleep(rest).await;
@@ -168,8 +197,25 @@ async fn open(args: CrowdArgs, rest: Duration) -> anyhow::Result<CrowdReport> {
     Ok(report)
 }
 
+/// So many sessions wait for their records together: what waits is not part of what a session takes later, and leaves
+/// holes in memory.
+#[cfg(feature = "nodes")]
+const WRITTEN_EVERY: usize = 100;
+
+/// Makes the server a node, if it is to be one.
+#[cfg(feature = "nodes")]
+async fn join(cluster: &ClusterArgs, server: &Server) -> anyhow::Result<Option<Records>> {
+    cluster.join(server).await?;
+    match cluster.broker() {
+        Some(broker) => Ok(Some(Records::connect(broker).await?)),
+        None => Ok(None),
+    }
+}
+
 /// The call after which a connection is a session of the crowd.
 struct FirstCall {
+    /// What goes before it.
+    hello: Option<Vec<u8>>,
     request: Vec<u8>,
     payload: Vec<u8>,
 }
@@ -178,16 +224,26 @@ impl FirstCall {
     fn new(who: Who) -> Self {
         // Empty for `Enter`, and for the call as usual for calls.
         let (method, payload) = match who {
-            Who::Entered => (contract::ENTER, Vec::new()),
+            Who::Entered | Who::Resumable => (contract::ENTER, Vec::new()),
             _ => (contract::ECHO, vec![7; 581]),
         };
         let mut request = Vec::new();
         put_request(&mut request, 1, method, &payload);
-        Self { request, payload }
+        let hello = (who == Who::Resumable).then(|| {
+            let mut hello = Vec::new();
+            put_hello(&mut hello);
+            hello
+        });
+        Self { hello, request, payload }
     }
 
     /// Sends the call on a new connection, and waits for its reply.
     async fn make(&self, socket: &AnySocket, buffer: &mut [u8]) -> anyhow::Result<()> {
+        if let Some(hello) = &self.hello {
+            ensure!(socket.try_write(&[IoSlice::new(hello)])? == hello.len(), "no room for a Hello");
+            ensure!(0 < read(socket, buffer).await?, "no answer to a Hello");
+        }
+
         let request = &self.request;
         ensure!(socket.try_write(&[IoSlice::new(request)])? == request.len(), "no room for a call");
 
@@ -292,9 +348,14 @@ mod tests {
 
     #[tokio::test]
     async fn all_of_a_crowd_get_what_is_published() {
-        for who in [Who::Pipe, Who::Plain, Who::Entered] {
-            let report =
-                open(CrowdArgs { who, sessions: 100 }, Duration::from_millis(1)).await.expect("all is as it should be");
+        for who in [Who::Pipe, Who::Plain, Who::Entered, Who::Resumable] {
+            let args = CrowdArgs {
+                who,
+                sessions: 100,
+                #[cfg(feature = "nodes")]
+                cluster: ClusterArgs::default(),
+            };
+            let report = open(&args, Duration::from_millis(1)).await.expect("all is as it should be");
             for of_publish in [report.publish_cpu_nanos, report.publish_held_nanos] {
                 assert_eq!(0.0 < of_publish, who == Who::Entered, "{report:?}");
             }

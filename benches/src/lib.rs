@@ -10,11 +10,14 @@
 //! | `governance.rs` | what choosing a server, fail modes and layers take of a call |
 //! | `fairness.rs` | how much of a large reply goes before a push to somebody else |
 //! | `crowd.rs` | very many sessions within one process |
+//! | `cluster.rs` | our server as a node of a cluster over NATS |
 //! | `process.rs` | CPU time and memory of a process |
 //! | `programs.rs` | what the binaries do |
 //! | `compare.rs` | all questions in one command: `cargo run --release -p bothways-benches -- compare` |
 //! | `plot.rs`, `page.rs` | what came out as pictures, and as `docs/performance.md` |
 
+#[cfg(feature = "nodes")]
+pub mod cluster;
 pub mod compare;
 pub mod contract;
 pub mod crowd;

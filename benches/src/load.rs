@@ -48,7 +48,9 @@ use crate::{
 /// Connections to one server.
 #[derive(Debug)]
 pub struct Load {
-    server: Process,
+    /// Whose CPU time is that of the server.
+    servers: Vec<Process>,
+    /// Of the one that is asked to publish.
     address: SocketAddr,
     wire: &'static Wire,
     /// One for each thread.
@@ -138,7 +140,26 @@ impl Load {
         let share = |thread| connections / threads + usize::from(thread < connections % threads);
         let fleets = (0..threads).map(|thread| Fleet::connect(address, share(thread), wire));
         let fleets = fleets.collect::<anyhow::Result<_>>()?;
-        Ok(Self { server, address, wire, fleets })
+        Ok(Self { servers: vec![server], address, wire, fleets })
+    }
+
+    /// Connects to several servers that are nodes of one cluster, as many connections to each, with a thread for each. The
+    /// first one is asked to publish. CPU time of the server is that of all of them, and of those beside them.
+    ///
+    /// # Errors
+    /// As [`Self::connect_by`]; or there is no server.
+    pub fn connect_each(
+        wire: &'static Wire,
+        servers: &[(Process, &str)],
+        beside: &[Process],
+        connections: usize,
+    ) -> anyhow::Result<Self> {
+        let (_, first) = servers.first().context("no server to connect to")?;
+        let address = socket_address(first)?;
+        let fleets = servers.iter().map(|(_, address)| Fleet::connect(socket_address(address)?, connections, wire));
+        let fleets = fleets.collect::<anyhow::Result<_>>()?;
+        let servers = servers.iter().map(|(process, _)| *process).chain(beside.iter().copied()).collect();
+        Ok(Self { servers, address, wire, fleets })
     }
 
     /// One call of `Echo` on each connection.
@@ -204,15 +225,15 @@ impl Load {
     ) -> anyhow::Result<Measured> {
         let begin = Instant::now() + warm_up;
         let end = begin + measure;
-        let server = self.server;
+        let servers = self.servers.clone();
 
         thread::scope(|scope| {
             // It sleeps through the warm-up, so that only what is measured counts.
             let cpu = scope.spawn(move || {
                 thread::sleep(begin.saturating_duration_since(Instant::now()));
-                let before = (server.cpu()?, Process::current().cpu()?);
+                let before = (cpu_of(&servers)?, Process::current().cpu()?);
                 thread::sleep(end.saturating_duration_since(Instant::now()));
-                anyhow::Ok((server.cpu()? - before.0, Process::current().cpu()? - before.1))
+                anyhow::Ok((cpu_of(&servers)? - before.0, Process::current().cpu()? - before.1))
             });
 
             let results = self.each_fleet(|fleet| work(fleet, begin, end))?;
@@ -272,14 +293,14 @@ impl Load {
     ) -> anyhow::Result<(T, Measured)> {
         // A connection of its own asks: those of the fleet receive.
         let mut control = connect_waiting(self.address)?;
-        let before = (self.server.cpu()?, Process::current().cpu()?);
+        let before = (cpu_of(&self.servers)?, Process::current().cpu()?);
         let (start, wire) = (Instant::now(), self.wire);
 
         ask(&mut control)?;
         let results = self.each_fleet(|fleet| receive(fleet, wire, args, start))?;
         let elapsed = start.elapsed();
         let answer = answer(&mut control)?;
-        let (server_cpu, load_cpu) = (self.server.cpu()? - before.0, Process::current().cpu()? - before.1);
+        let (server_cpu, load_cpu) = (cpu_of(&self.servers)? - before.0, Process::current().cpu()? - before.1);
 
         let (mut latency, mut since_asked) = (latencies(), latencies());
         for of_thread in &results {
@@ -300,6 +321,10 @@ impl Load {
             threads.into_iter().map(|thread| thread.join().expect("a load thread does not panic")).collect()
         })
     }
+}
+
+fn cpu_of(processes: &[Process]) -> anyhow::Result<Duration> {
+    processes.iter().map(|process| process.cpu()).sum()
 }
 
 struct Arrivals {

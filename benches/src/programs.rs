@@ -5,6 +5,8 @@ use bothways::transport::ListenOptions;
 use clap::Args;
 use socket2::{Domain, Socket, Type};
 
+#[cfg(feature = "nodes")]
+use crate::cluster::ClusterArgs;
 use crate::{
     limit,
     load::socket_address,
@@ -26,6 +28,10 @@ pub struct OurServeArgs {
     /// Takes WebSocket too, at the same port.
     #[arg(long)]
     one_port: bool,
+    /// As a node of a cluster.
+    #[cfg(feature = "nodes")]
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 /// Serves the contract with Bothways.
@@ -39,7 +45,10 @@ pub fn serve_ours(args: &OurServeArgs) -> anyhow::Result<()> {
     }
     let listen = ListenOptions::default().one_port(args.one_port);
     block_on(args.serve.threads, async {
-        let listening = server_with(|builder| builder.listen_options(listen)).listen(&args.serve.addr).await?;
+        let server = server_with(|builder| builder.listen_options(listen));
+        #[cfg(feature = "nodes")]
+        args.cluster.join(&server).await?;
+        let listening = server.listen(&args.serve.addr).await?;
         say_listening(listening.address())?;
         listening.stopped().await;
         Ok(())

@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::{Context, ensure};
 
+#[cfg(feature = "nodes")]
+use super::nodes;
 use super::{
+    SKIPPED,
     kinds::{Kind, PairWork, Running, Tools},
     publish::{self, Publishing},
     report::Figure,
@@ -43,6 +46,7 @@ const TURN_BYTES: usize = 256 << 10;
 const CALLS_MAX: [usize; 2] = [16_384, 131_072];
 
 /// What is done, and what is measured of it.
+#[cfg_attr(not(feature = "nodes"), expect(dead_code, reason = "questions about nodes are named, and not asked"))]
 #[derive(Clone, Copy)]
 pub(super) enum Ask {
     /// Calls in a closed loop.
@@ -71,6 +75,14 @@ pub(super) enum Ask {
     LargeReply { args: PublishArgs },
     /// Calls beyond the limits.
     Refused { connections: usize, in_flight: usize },
+    /// Pushes to a user of another node, one at a time.
+    NodePush { samples: usize },
+    /// Clients that log in at a node.
+    NodeLogins { clients: usize },
+    /// What is published to clients of a topic at several nodes.
+    NodePublish { clients: usize, repeats: usize },
+    /// Memory of sessions at a node.
+    NodeMemory { sessions: usize },
     /// What choosing a server, fail modes and layers take of a call.
     Governance { servers: usize, calls: usize },
 }
@@ -99,6 +111,10 @@ impl Ask {
                 closed_loop(kind, tools, times, connections, in_flight, payload_bytes)
             }
             Self::OpenLoop { connections, in_flight } => open_loop(kind, tools, times, connections, in_flight),
+            Self::NodePush { .. } | Self::NodeLogins { .. } | Self::NodePublish { .. } | Self::NodeMemory { .. } => {
+                ensure!(kind == Kind::Nodes, "{SKIPPED}the nodes are those of one program");
+                self.put_to_nodes(tools)
+            }
             Self::Publish(publishing) => publishing.measure(kind, tools),
             Self::PublishBesideCalls(publishing) => publishing.beside_calls(kind, tools, times.measure),
             Self::Crowd { sessions } => crowd(kind, tools, sessions),
@@ -114,6 +130,22 @@ impl Ask {
         }
     }
 
+    #[cfg(feature = "nodes")]
+    fn put_to_nodes(self, tools: &Tools) -> anyhow::Result<Vec<Figure>> {
+        match self {
+            Self::NodePush { samples } => nodes::push(tools, samples),
+            Self::NodeLogins { clients } => nodes::logins(tools, clients),
+            Self::NodePublish { clients, repeats } => nodes::publish(tools, clients, repeats),
+            Self::NodeMemory { sessions } => nodes::memory(tools, sessions),
+            _ => unreachable!("another question is put to another kind"),
+        }
+    }
+
+    #[cfg(not(feature = "nodes"))]
+    fn put_to_nodes(self, _: &Tools) -> anyhow::Result<Vec<Figure>> {
+        anyhow::bail!("{SKIPPED}no nodes: `--features nodes` builds them")
+    }
+
     /// Files that one process opens, roughly.
     fn files(self) -> usize {
         const OTHERS: usize = 64;
@@ -124,12 +156,19 @@ impl Ask {
                 | Self::Pair { connections, .. }
                 | Self::Heartbeats { connections, .. }
                 | Self::Refused { connections, .. } => connections,
-                Self::Broadcast { clients, .. } | Self::Idle { clients, .. } => clients,
+                Self::Broadcast { clients, .. }
+                | Self::Idle { clients, .. }
+                | Self::NodeLogins { clients }
+                | Self::NodePublish { clients, .. } => clients,
                 Self::Stalled { readers, stalled, .. } | Self::StalledSessions { readers, stalled, .. } => {
                     readers + stalled
                 }
                 Self::Publish(of) | Self::PublishBesideCalls(of) => of.clients.max(of.args.away),
-                Self::LargeReply { .. } | Self::Governance { .. } | Self::Crowd { .. } => 2,
+                Self::LargeReply { .. }
+                | Self::Governance { .. }
+                | Self::Crowd { .. }
+                | Self::NodePush { .. }
+                | Self::NodeMemory { .. } => 2,
             }
     }
 }

@@ -45,6 +45,8 @@ pub(super) enum Kind {
     Broadcast,
     /// Bothways, whose clients come over WebSocket.
     Ws,
+    /// Bothways, several servers of one cluster.
+    Nodes,
     /// The message brokers.
     Nats,
     Centrifugo,
@@ -64,6 +66,7 @@ impl Kind {
             Self::Jsonrpsee => "jsonrpsee",
             Self::Broadcast => "bothways-broadcast",
             Self::Ws => "bothways-ws",
+            Self::Nodes => "bothways-nodes",
             Self::Nats => "nats-server",
             Self::Centrifugo => "centrifugo",
         }
@@ -135,7 +138,14 @@ impl Tools {
 
     fn program(&self, kind: Kind, role: &str) -> anyhow::Result<Command> {
         let mut command = match kind {
-            Kind::Ours | Kind::PerCore | Kind::XClient | Kind::Limit | Kind::Beside | Kind::Broadcast | Kind::Ws => {
+            Kind::Ours
+            | Kind::PerCore
+            | Kind::XClient
+            | Kind::Limit
+            | Kind::Beside
+            | Kind::Broadcast
+            | Kind::Ws
+            | Kind::Nodes => {
                 let mut command = Command::new(self.program_of(kind));
                 match (kind, role) {
                     (Kind::Limit, role) => command.args([role, "limit"]),
@@ -169,6 +179,18 @@ impl Tools {
             return serve_broker(kind, command);
         }
 
+        self.listen(kind, command)
+    }
+
+    /// Starts a server of ours as a node of the cluster with this broker, when it knows so many others.
+    #[cfg(feature = "nodes")]
+    pub(super) fn serve_node(&self, broker: &str, others: usize) -> anyhow::Result<Running> {
+        let mut command = self.program(Kind::Nodes, "serve")?;
+        command.args(["--cluster", broker, "--others", &others.to_string()]);
+        self.listen(Kind::Nodes, command)
+    }
+
+    fn listen(&self, kind: Kind, mut command: Command) -> anyhow::Result<Running> {
         // All addresses of the loopback are this server's: to an `XClient` each is a server.
         let address = if kind == Kind::XClient { "tcp@0.0.0.0:0" } else { "tcp@127.0.0.1:0" };
         command.args(["--addr", address, "--attached"]);
@@ -184,6 +206,14 @@ impl Tools {
         let address = line.strip_prefix("LISTENING ").with_context(|| format!("the server says {line:?}"))?;
         running.address = address.to_owned();
         Ok(running)
+    }
+
+    /// Starts nats-server, which keeps what it has in this folder.
+    #[cfg(feature = "nodes")]
+    pub(super) fn serve_jetstream(&self, folder: &Path) -> anyhow::Result<Running> {
+        let mut command = self.program(Kind::Nats, "serve")?;
+        command.arg("--jetstream").arg("--store_dir").arg(folder);
+        serve_broker(Kind::Nats, command)
     }
 
     /// Runs a kind's own client against its own server.

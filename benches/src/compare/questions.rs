@@ -187,10 +187,37 @@ pub(super) fn questions(quick: bool) -> Vec<Question> {
     let targets = [Target::figure("p99 writes before it, 1 thread").at_most(1.0)];
     questions.push(question("large-reply", title, &[Kind::Ours], Ask::LargeReply { args }, &targets));
 
+    nodes(quick, |name, title, ask, target| questions.push(question(name, title, &[Kind::Nodes], ask, target)));
+
     let title = "fairness: calls that are refused, 131,072 others run; 64 connections × 16 in flight".to_owned();
     let ask = Ask::Refused { connections: 64, in_flight: 16 };
     questions.push(question("refused", title, &[Kind::Ours], ask, &[]));
     questions
+}
+
+/// The questions about many nodes over one nats-server.
+fn nodes(quick: bool, mut question: impl FnMut(&'static str, String, Ask, &[Target])) {
+    let scale = |all: usize, few: usize| if quick { few } else { all };
+
+    let title = "nodes: 128 bytes to a user at another node".to_owned();
+    let targets = [Target::figure("push ÷ round trip").at_most(3.0)];
+    question("node-push", title, Ask::NodePush { samples: scale(2_000, 100) }, &targets);
+
+    let clients = scale(5_000, 300);
+    let title = format!("nodes: {clients} clients log in at one, until the broker has the record of each");
+    let targets = [Target::figure("logins/s").at_least(10_000.0)];
+    question("node-logins", title, Ask::NodeLogins { clients }, &targets);
+
+    let clients = scale(1_000, 100);
+    let title = format!("nodes: 200 × 128 bytes to {clients} clients of a topic at 4 nodes, from a handler");
+    let targets = ["Fire, rate per CPU ÷ one server's", "Tracked, rate per CPU ÷ one server's"]
+        .map(|rate| Target::figure(rate).at_least(0.5));
+    question("node-publish", title, Ask::NodePublish { clients, repeats: scale(3, 1) }, &targets);
+
+    let sessions = scale(50_000, 2_000);
+    let title = format!("nodes: memory of {sessions} idle sessions that can be resumed, with user and one topic");
+    let targets = [Target::figure("bytes/session for the cluster").at_most(64.0)];
+    question("node-memory", title, Ask::NodeMemory { sessions }, &targets);
 }
 
 /// Payload of what is published.

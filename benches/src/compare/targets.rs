@@ -30,7 +30,7 @@ pub struct Reached {
 }
 
 /// Whose own figures are compared with a bound: of these, the first one that a question asks.
-const OURS: [&str; 2] = [Kind::Ours.name(), Kind::Ws.name()];
+const OURS: [&str; 3] = [Kind::Ours.name(), Kind::Ws.name(), Kind::Nodes.name()];
 
 impl Target {
     /// Of the first kind itself.
