@@ -13,8 +13,9 @@ use super::{
     ask,
     claim::{Claim, End, Given, Owned, Read, Step, Written as Outcome},
     engine::{BuryError, Log, NodeId, Revision},
-    moves::{Asked, OwnedHere, Refused, Said, WriteError, cuts_of, numbers},
+    moves::{Asked, Refused, Said, WriteError, cuts_of, numbers},
     node::Node,
+    owned::OwnedHere,
     record::{Parked, Written},
     snapshot::{self, IMAGE_BYTES_MAX},
 };

@@ -46,6 +46,7 @@ mod moves;
 mod node;
 mod offers;
 mod options;
+mod owned;
 mod park;
 mod record;
 mod remote;

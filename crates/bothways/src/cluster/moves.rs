@@ -20,6 +20,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    iter,
     sync::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -38,11 +39,12 @@ use tokio::{
 };
 
 use super::{
-    claim::{Admission, Given, Keep, Keeping, Owned, Record, Wrote},
+    claim::{Admission, Given, Keep, Keeping, Record, Wrote},
     cuts::{Cuts, Passed, Passing},
     engine::{ClaimError, NodeId, Revision},
     mail::{Answer, Standing},
     node::Node,
+    owned::{AllOwned, OwnedHere, Owning},
     record::{RECORD_TTL, RENEW_AFTER, Written},
     remote::{Name, PushNumber},
     snapshot,
@@ -90,9 +92,9 @@ pub(super) struct Moves {
 struct State {
     /// The names of this node's lives, the last one at the end.
     lives: VecDeque<NodeId>,
-    owned: HashMap<SessionId, Owning>,
-    due: HashSet<SessionId>,
-    /// When records are to be written again.
+    owned: AllOwned,
+    due: BTreeSet<SessionId>,
+    /// When what the register did not take is tried again.
     later: BTreeSet<(Instant, SessionId)>,
     /// Sessions that are being brought here.
     claiming: HashSet<SessionId>,
@@ -109,20 +111,6 @@ struct State {
     sound_since: Option<Instant>,
     /// When a lease of this node has ended last.
     lapsed: Option<Instant>,
-}
-
-/// A session of this node, with its image if it was given away.
-pub(super) type OwnedHere = Owned<Option<Arc<Parcel>>>;
-
-/// See [`OwnedHere`].
-struct Owning {
-    owned: OwnedHere,
-    /// Its record names a life of this node that is over.
-    is_stale: bool,
-    /// Who asked for it last, and when.
-    asked: Option<(NodeId, Instant)>,
-    /// A task waits for where it goes.
-    is_watched: bool,
 }
 
 /// A session that was given away, as it goes.
@@ -215,8 +203,8 @@ impl Moves {
     pub(super) fn new() -> Self {
         let state = State {
             lives: VecDeque::new(),
-            owned: HashMap::new(),
-            due: HashSet::new(),
+            owned: AllOwned::new(),
+            due: BTreeSet::new(),
             later: BTreeSet::new(),
             claiming: HashSet::new(),
             passing: Passing::new(),
@@ -314,11 +302,11 @@ impl Moves {
     ) -> Cuts {
         let mut state = self.state.lock();
         let cuts = state.passing.arrives(id, owned.term, at, taken, Instant::now() + LATELY);
-        state.owned.insert(id, Owning { owned, is_stale, asked: None, is_watched: false });
+        state.owned.insert(id, Owning::new(owned, is_stale));
         if is_stale {
             state.due.insert(id);
         } else {
-            state.later.insert((Instant::now() + RENEW_AFTER, id));
+            state.owned.renew_later(id);
         }
         self.count_left(&state);
         self.due.notify_one();
@@ -328,21 +316,21 @@ impl Moves {
     /// What was begun for a session that could not be taken in.
     pub(super) fn disown(&self, id: SessionId) {
         let mut state = self.state.lock();
-        state.owned.remove(&id);
+        state.owned.remove(id);
         state.passing.forget(id);
         self.count_left(&state);
     }
 
     /// Its record is written.
     pub(super) fn has_record(&self, id: SessionId) -> bool {
-        self.state.lock().owned.contains_key(&id)
+        self.state.lock().owned.has(id)
     }
 
     /// A session goes into the store: nobody else gets it by its image meanwhile. Returns what is to be written, and on
     /// which revision.
     pub(super) fn freeze_own(&self, id: SessionId, me: NodeId, certain: bool) -> Option<(Record, Revision)> {
         let mut state = self.state.lock();
-        let owning = state.owned.get_mut(&id).filter(|owning| owning.owned.is_live() && !owning.is_stale)?;
+        let mut owning = state.owned.get_mut(id).filter(|owning| owning.owned.is_live() && !owning.is_stale)?;
         let attempt = owning.owned.last_try().saturating_add(1);
         match owning.owned.give(attempt, certain) {
             Given::Image { revision, .. } => Some((owning.owned.record(me, rand::random()), revision)),
@@ -353,12 +341,12 @@ impl Moves {
     /// Its image is on its way to another node, which may have written the record, or into the store; nobody has taken it
     /// back since.
     pub(super) fn is_frozen(&self, id: SessionId) -> bool {
-        self.state.lock().owned.get(&id).is_some_and(|owning| !owning.owned.is_live())
+        self.state.lock().owned.get(id).is_some_and(|owning| !owning.owned.is_live())
     }
 
     /// It stays after all.
     pub(super) fn unfreeze(&self, id: SessionId) {
-        if let Some(owning) = self.state.lock().owned.get_mut(&id) {
+        if let Some(mut owning) = self.state.lock().owned.get_mut(id) {
             owning.owned.not_given();
         }
     }
@@ -520,7 +508,7 @@ impl Node {
             if let Some(to) = state.passing.went(id) {
                 return Said::Moved(to.0);
             }
-            let Some(owning) = state.owned.get_mut(&id) else {
+            let Some(mut owning) = state.owned.get_mut(id) else {
                 let is_coming = state.claiming.contains(&id);
                 drop(state);
                 // Its record is not written yet, or it is on its way.
@@ -532,7 +520,9 @@ impl Node {
             let is_frozen = !owning.owned.is_live();
             let attempt = attempt.unwrap_or_else(|| owning.owned.last_try().saturating_add(1));
             owning.asked = Some((by, Instant::now()));
-            match owning.owned.give(attempt, certain) {
+            let given = owning.owned.give(attempt, certain);
+            drop(owning);
+            match given {
                 Given::Image { term, revision, image: Some(parcel) } => {
                     state.follow(&parcel.numbers, by);
                     return image(term, revision, &parcel);
@@ -557,34 +547,38 @@ impl Node {
             Some(Arc::new(Parcel { parts, numbers: numbers.clone() }))
         });
 
-        let mut state = self.moves.state.lock();
         let is_still = |owning: &Owning| !owning.owned.is_live() && owning.owned.last_try() == attempt;
-        let owning = state.owned.get_mut(&id).filter(|owning| is_still(owning));
-        match (owning, parcel) {
-            (Some(owning), Some(parcel)) => {
-                owning.owned.image = Some(Arc::clone(&parcel));
-                let is_watched = std::mem::replace(&mut owning.is_watched, true);
-                drop(state);
-                if !is_watched {
-                    tokio::spawn(settle_frozen(Arc::downgrade(self), id, self.stopped()));
+        let was_watched = {
+            let mut state = self.moves.state.lock();
+            let kept = match (state.owned.get_mut(id).filter(|owning| is_still(owning)), &parcel) {
+                (Some(mut owning), Some(parcel)) => {
+                    owning.owned.image = Some(Arc::clone(parcel));
+                    Some(std::mem::replace(&mut owning.is_watched, true))
                 }
-                image(term, revision, &parcel)
-            }
-            (owning, _) => {
-                if let Some(owning) = owning {
+                (Some(mut owning), None) => {
                     owning.owned.not_given();
+                    None
                 }
+                (None, _) => None,
+            };
+            if kept.is_none() {
                 numbers.iter().for_each(|number| _ = state.relays.remove(number));
-                drop(state);
-                sessions.take_back(id);
-                Said::NotMine
             }
+            kept
+        };
+        let (Some(was_watched), Some(parcel)) = (was_watched, parcel) else {
+            sessions.take_back(id);
+            return Said::NotMine;
+        };
+        if !was_watched {
+            tokio::spawn(settle_frozen(Arc::downgrade(self), id, self.stopped()));
         }
+        image(term, revision, &parcel)
     }
 
     fn part(&self, id: SessionId, part: u32) -> Said {
         let state = self.moves.state.lock();
-        let parcel = state.owned.get(&id).and_then(|owning| owning.owned.image.as_ref());
+        let parcel = state.owned.get(id).and_then(|owning| owning.owned.image);
         let part = parcel.and_then(|parcel| parcel.parts.get(part as usize).cloned());
         part.map_or(Said::NotMine, Said::Part)
     }
@@ -602,11 +596,11 @@ impl Node {
             let numbers = {
                 let mut state = self.moves.state.lock();
                 let is_of = |given| term.is_none_or(|term| state.passing.is_next(given, term));
-                let is_gone = |owning: &Owning| !owning.owned.is_live() && is_of(owning.owned.term);
-                if !state.owned.get(&id).is_some_and(is_gone) {
+                let is_gone = |owning: Owning| !owning.owned.is_live() && is_of(owning.owned.term);
+                if !state.owned.get(id).is_some_and(is_gone) {
                     return;
                 }
-                let owning = state.owned.remove(&id);
+                let owning = state.owned.remove(id);
                 if let Some(known) = known {
                     state.passing.departs(id, to, cuts.as_ref(), (me, last), known, Instant::now() + LATELY);
                 }
@@ -768,7 +762,7 @@ impl Node {
             let certain = self.is_certain();
             let (was, record) = {
                 let mut state = self.moves.state.lock();
-                let Some(owning) = state.owned.get_mut(&id) else {
+                let Some(mut owning) = state.owned.get_mut(id) else {
                     drop(state);
                     return Ok(self.registry().is_some_and(|sessions| sessions.has(id)));
                 };
@@ -811,11 +805,12 @@ impl Node {
         };
         let is_frozen = {
             let mut state = self.moves.state.lock();
-            let Some(owning) = state.owned.get_mut(&id) else { return Thawed::Unknown };
+            let Some(mut owning) = state.owned.get_mut(id) else { return Thawed::Unknown };
             let is_frozen = !owning.owned.is_live();
             owning.owned.thawed(revision);
             (owning.is_watched, owning.asked) = (false, None);
             let parcel = owning.owned.image.take();
+            drop(owning);
             for number in parcel.iter().flat_map(|parcel| &parcel.numbers) {
                 state.relays.remove(number);
             }
@@ -885,7 +880,7 @@ impl Node {
 
     /// A node has claimed a session that was given to it: it has it in a moment.
     pub(super) async fn depart_when_there(self: &Arc<Self>, id: SessionId, to: NodeId) {
-        let Some(given) = self.moves.state.lock().owned.get(&id).map(|owning| owning.owned.term) else { return };
+        let Some(given) = self.moves.state.lock().owned.get(id).map(|owning| owning.owned.term) else { return };
         let (deadline, mut cuts_there) = (Instant::now() + TAKEN_MAX, None);
         while Instant::now() < deadline && self.others().contains(&to) {
             match self.ask_move(to, &Asked::Came { id, term: given + 1 }).await {
@@ -910,9 +905,8 @@ impl Node {
     /// next one.
     pub(super) fn end_of_life(&self) {
         let mut state = self.moves.state.lock();
-        let ids: Vec<SessionId> = state.owned.keys().copied().collect();
-        state.owned.values_mut().for_each(|owning| owning.is_stale = true);
-        state.due.extend(ids);
+        let stale = state.owned.all_stale();
+        state.due.extend(stale);
         (state.renewed, state.sound_since, state.lapsed) = (None, None, Some(Instant::now()));
         drop(state);
         self.moves.lost(None);
@@ -925,9 +919,9 @@ impl Node {
         let known = sessions.known(id);
         let (before, is_stale) = {
             let state = self.moves.state.lock();
-            let owning = state.owned.get(&id);
-            let before = owning.map(|owning| (owning.owned.record(me, rand::random()), owning.owned.revision));
-            if owning.is_some_and(|owning| !owning.owned.is_live() && !owning.is_stale) {
+            let owning = state.owned.get(id);
+            let before = owning.as_ref().map(|owning| (owning.owned.record(me, rand::random()), owning.owned.revision));
+            if owning.as_ref().is_some_and(|owning| !owning.owned.is_live() && !owning.is_stale) {
                 // Its own task knows more.
                 return;
             }
@@ -935,7 +929,7 @@ impl Node {
         };
 
         let Some(known) = known else {
-            self.moves.state.lock().owned.remove(&id);
+            self.moves.state.lock().owned.remove(id);
             if let Some((_, revision)) = before {
                 // Its time would end by itself.
                 let _ = self.engine().forget(id, revision).await;
@@ -956,27 +950,9 @@ impl Node {
             Keep::Stays(revision) => {
                 let was_given = {
                     let mut state = self.moves.state.lock();
-                    state.later.insert((Instant::now() + RENEW_AFTER, id));
-                    match state.owned.get_mut(&id) {
-                        // It was given away meanwhile: who has the image loses by this, and asks again.
-                        Some(owning) if !owning.is_stale && !owning.owned.is_live() => {
-                            owning.owned.revision = revision;
-                            false
-                        }
-                        Some(owning) => {
-                            let was_given = !owning.owned.is_live();
-                            owning.owned.thawed(revision);
-                            owning.owned.image = None;
-                            (owning.is_stale, owning.is_watched) = (false, false);
-                            was_given
-                        }
-                        None => {
-                            let owned = Owned::new(record.term, revision, 0, None);
-                            let owning = Owning { owned, is_stale: false, asked: None, is_watched: false };
-                            state.owned.insert(id, owning);
-                            false
-                        }
-                    }
+                    let was_given = state.owned.written(id, record.term, revision);
+                    state.owned.renew_later(id);
+                    was_given
                 };
                 if was_given {
                     sessions.take_back(id);
@@ -998,7 +974,7 @@ impl Node {
 
     /// Its record names nobody here any more.
     fn end_lost(&self, sessions: &Registry, id: SessionId) {
-        self.moves.state.lock().owned.remove(&id);
+        self.moves.state.lock().owned.remove(id);
         sessions.end_lost(id);
     }
 }
@@ -1156,7 +1132,7 @@ impl Moves {
     }
 
     fn asked(&self, id: SessionId) -> Option<NodeId> {
-        self.state.lock().owned.get(&id)?.asked.map(|(by, _)| by)
+        self.state.lock().owned.get(id)?.asked.map(|(by, _)| by)
     }
 
     /// Some of the sessions whose records are due now.
@@ -1169,9 +1145,11 @@ impl Moves {
             state.later.pop_first();
             state.due.insert(id);
         }
-        let due: Vec<SessionId> = state.due.iter().copied().take(SIDE_BY_SIDE).collect();
-        due.iter().for_each(|id| _ = state.due.remove(id));
-        (due, state.later.first().map(|(at, _)| *at))
+        let renewals = state.owned.take_renewals(now);
+        state.due.extend(renewals);
+        let due = iter::from_fn(|| state.due.pop_first()).take(SIDE_BY_SIDE).collect();
+        let next = state.later.first().map(|(at, _)| *at).into_iter().chain(state.owned.next_renewal()).min();
+        (due, next)
     }
 }
 
@@ -1213,8 +1191,7 @@ async fn settle_frozen(node: Weak<Node>, id: SessionId, mut stop: watch::Receive
         let Some(me) = node.me() else { continue };
         let (was, record) = {
             let state = node.moves.state.lock();
-            let Some(owning) = state.owned.get(&id).filter(|owning| !owning.owned.is_live() && owning.is_watched)
-            else {
+            let Some(owning) = state.owned.get(id).filter(|owning| !owning.owned.is_live() && owning.is_watched) else {
                 return;
             };
             // It was just asked for once more; and a life that is over writes nothing.
