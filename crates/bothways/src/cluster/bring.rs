@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
     ask,
-    claim::{Claim, End, Given, Owned, Read, Step, Written as Outcome},
+    claim::{Claim, End, Given, NOBODY, Owned, Read, Step, Written as Outcome},
     engine::{BuryError, Log, NodeId, Revision},
     moves::{Asked, Refused, Said, WriteError, cuts_of, numbers},
     node::Node,
@@ -102,7 +102,7 @@ impl Node {
         let ended = self.claim(&wanted, deadline).await;
         self.moves.end_claim(wanted.id);
         match ended {
-            None | Some(End::Unknown { .. } | End::NodeLost { .. }) => Ok(()),
+            None | Some(End::Unknown | End::NodeLost) => Ok(()),
             Some(End::Late) => Err(Refused::Late),
             Some(End::Again) => Err(Refused::Again),
         }
@@ -126,7 +126,7 @@ impl Node {
                     let read = timeout_at(deadline, self.read(id, &mut seen)).await.unwrap_or(Read::Down);
                     if seen.written.as_ref().is_some_and(|written| written.hash != wanted.hash) {
                         // A client with another secret has never had it: nothing is asked, and nothing is written.
-                        return Some(End::Unknown { revision: Revision(0) });
+                        return Some(End::Unknown);
                     }
                     claim.read(read)
                 }
@@ -151,7 +151,7 @@ impl Node {
                 Step::Look => claim.looked(!wanted.connection.is_over()),
                 Step::Bury(node) => claim.buried(self.bury(node).await),
                 Step::Write(was, record) => {
-                    let known = seen.known(wanted);
+                    let known = if record.owner == NOBODY { Known::of(wanted.hash) } else { seen.known(wanted) };
                     let outcome = match self.write(id, was, &Written::new(&record, &known)).await {
                         Ok(revision) => Outcome::Won(revision),
                         Err(WriteError::Lost(_)) => Outcome::Lost,
@@ -177,7 +177,9 @@ impl Node {
                     return None;
                 }
                 Step::End(end) => {
-                    self.end_claim(wanted, &seen, end).await;
+                    if end == End::NodeLost {
+                        self.begin_anew(wanted, &seen);
+                    }
                     return Some(end);
                 }
             };
@@ -190,8 +192,12 @@ impl Node {
         // Of another version: nobody here can tell what it says.
         let Some(written) = Written::from_bytes(bytes) else { return Read::Down };
         let record = written.record();
+        let is_given_up = written.is_given_up();
         let is_parked = written.parked.is_some();
         seen.written = Some(written);
+        if is_given_up {
+            return Read::GivenUp;
+        }
         if is_parked {
             return Read::Parked { record, revision };
         }
@@ -325,18 +331,11 @@ impl Node {
         });
     }
 
-    /// The session does not come: what its client is told, and what the register forgets.
-    async fn end_claim(&self, wanted: &Wanted, seen: &Seen, end: End) {
-        match end {
-            End::Unknown { revision } => _ = self.engine().forget(wanted.id, revision).await,
-            End::NodeLost { revision, .. } => {
-                let Some(sessions) = self.registry() else { return };
-                sessions.note_node_lost(wanted.id, wanted.hash);
-                sessions.begin_as(&wanted.connection, &seen.known(wanted));
-                let _ = self.engine().forget(wanted.id, revision).await;
-            }
-            End::Again | End::Late => {}
-        }
+    /// The node of the session is gone: its client is told so, and is the same user.
+    fn begin_anew(&self, wanted: &Wanted, seen: &Seen) {
+        let Some(sessions) = self.registry() else { return };
+        sessions.note_node_lost(wanted.id, wanted.hash);
+        sessions.begin_as(&wanted.connection, &seen.known(wanted));
     }
 }
 
@@ -346,6 +345,6 @@ impl Seen {
         let of_image = self.image.as_ref().map(|image| (image.user.clone(), image.labels.clone()));
         let of_record = || self.written.as_ref().map(|written| (written.user.clone(), written.labels.clone()));
         let (user, labels) = of_image.or_else(of_record).unwrap_or_default();
-        Known { user: user.map(Into::into), labels, hash: wanted.hash, patterns: Vec::new() }
+        Known { user: user.map(Into::into), labels, ..Known::of(wanted.hash) }
     }
 }

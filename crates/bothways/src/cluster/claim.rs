@@ -9,6 +9,7 @@
 //!                 ├─ it is parked: read the image from the store, compare-and-set ─► install
 //!                 ├─ the owner is silent, or the register: refused for now, and the client keeps its session
 //!                 ├─ its lease has ended: gravestone ─► is the connection still open? ─► compare-and-set ─► node lost
+//!                 ├─ it was given up ─► unknown
 //!                 └─ no record: every member is asked; if all answer, and none has it, a record is created: only where
 //!                    that can be done, the session is unknown
 //! ```
@@ -18,10 +19,15 @@
 //! Where nobody knows how a compare-and-set ended the image is kept, and the same is written once more, on the same
 //! revision and under the same nonce: if it was written, the register says so, and if not, it is now. Until one of them is
 //! certain the record may name this node, and so the session is not let go ([`Claim::may_stop`]).
+//! What gives a session up writes that it is [`NOBODY`]'s, and stays in the register: a node that was stopped has it still,
+//! and would write its record anew, and push to a session that its client knows to be lost.
 //! The term moves with the owner. Connections of one owner are numbered by the client, and the owner admits only a
 //! greater number.
 
 use super::engine::{NodeId, Revision};
+
+/// Whose a session is that was given up: no node has this name.
+pub(super) const NOBODY: NodeId = NodeId(0);
 
 /// How often a claim begins anew before the client is refused for now.
 const ROUNDS_MAX: u8 = 3;
@@ -77,6 +83,9 @@ pub(super) enum Mutant {
     /// A record that names an earlier life of the owner is another node's to it.
     #[cfg(test)]
     FormerIsOthers,
+    /// That a session was given up is forgotten at once.
+    #[cfg(test)]
+    GivenUpIsForgotten,
 }
 
 /// What the register has of a session.
@@ -231,6 +240,8 @@ pub(super) enum Keep {
     Stays(Revision),
     /// Another node has it.
     Gone(NodeId),
+    /// Its client was told that it is lost: nobody has it, here neither.
+    GivenUp,
     /// There is no record any more.
     Forgotten,
     /// Not now: it is as it was, and tried again later.
@@ -262,6 +273,7 @@ impl Keeping {
     pub(super) fn wrote(&mut self, wrote: Wrote) -> Keep {
         match wrote {
             Wrote::Won(revision) => Keep::Stays(revision),
+            Wrote::Lost(Some((other, _))) if other.owner == NOBODY => Keep::GivenUp,
             Wrote::Lost(Some((other, _))) | Wrote::Parked(other) if !self.is_own(&other) => Keep::Gone(other.owner),
             Wrote::Lost(Some((_, revision))) => {
                 self.rounds += 1;
@@ -316,10 +328,10 @@ pub(super) enum End {
     Again,
     /// A later attempt of this client was admitted.
     Late,
-    /// Nobody has it. The record with this revision, which proves it, is to be forgotten.
-    Unknown { revision: Revision },
+    /// Nobody has it.
+    Unknown,
     /// Its node is gone, and it begins anew: the same user and labels.
-    NodeLost { term: u64, revision: Revision },
+    NodeLost,
 }
 
 /// What reading the record has shown.
@@ -339,6 +351,8 @@ pub(super) enum Read {
         record: Record,
         revision: Revision,
     },
+    /// It was given up before.
+    GivenUp,
     Nothing,
     Down,
 }
@@ -408,8 +422,7 @@ enum Goal<I> {
     Image(I),
     /// The session begins anew: its node is gone.
     Anew,
-    /// Nobody has it: a record that can be created, or written over one that names a node without it, proves that. It is
-    /// to be forgotten again.
+    /// Nobody has it: a record that can be created, or written over one that names a node without it, proves that.
     Proof,
 }
 
@@ -472,7 +485,10 @@ impl<I: Clone> Claim<I> {
     }
 
     fn write(&mut self, term: u64, was: Option<Revision>, goal: Goal<I>) -> Step<I> {
-        let record = Record { term: term + 1, owner: self.me, nonce: self.nonce };
+        let owner = if matches!(goal, Goal::Image(_)) { self.me } else { NOBODY };
+        #[cfg(test)]
+        let owner = if self.mutant == Mutant::ClaimFirst { self.me } else { owner };
+        let record = Record { term: term + 1, owner, nonce: self.nonce };
         self.state = State::Writing { was, record: record.clone(), goal, is_unsure: false };
         Step::Write(was, record)
     }
@@ -483,8 +499,8 @@ impl<I: Clone> Claim<I> {
                 self.state = State::Over;
                 Step::Install { term, revision, image }
             }
-            Goal::Anew => self.end(End::NodeLost { term, revision }),
-            Goal::Proof => self.end(End::Unknown { revision }),
+            Goal::Anew => self.end(End::NodeLost),
+            Goal::Proof => self.end(End::Unknown),
         }
     }
 
@@ -519,8 +535,9 @@ impl<I: Clone> Claim<I> {
                 self.state = State::Unparking { term: record.term, revision };
                 Step::Unpark
             }
+            Read::GivenUp => self.end(End::Unknown),
             #[cfg(test)]
-            Read::Nothing if self.mutant == Mutant::ReadIsVerdict => self.end(End::Unknown { revision: Revision(0) }),
+            Read::Nothing if self.mutant == Mutant::ReadIsVerdict => self.end(End::Unknown),
             Read::Nothing => {
                 self.state = State::AskingAll;
                 Step::AskAll
@@ -544,7 +561,7 @@ impl<I: Clone> Claim<I> {
         if let State::ClaimedFirst { term, revision } = self.state {
             return match given {
                 Given::Image { image, .. } => self.won(term, revision, Goal::Image(image)),
-                _ => self.end(End::NodeLost { term, revision }),
+                _ => self.end(End::NodeLost),
             };
         }
         let named = match self.state {
@@ -563,9 +580,7 @@ impl<I: Clone> Claim<I> {
             Given::Moved(to) if to != self.me => self.give(to, None),
             Given::Moved(_) => self.again(),
             #[cfg(test)]
-            Given::Silent if self.mutant == Mutant::SilenceIsDeath => {
-                self.end(End::NodeLost { term: 0, revision: Revision(0) })
-            }
+            Given::Silent if self.mutant == Mutant::SilenceIsDeath => self.end(End::NodeLost),
             Given::Silent => self.end(End::Again),
         }
     }
@@ -577,7 +592,7 @@ impl<I: Clone> Claim<I> {
             Ok(Some(node)) if node == self.me => self.end(End::Again),
             Ok(Some(node)) => self.give(node, None),
             #[cfg(test)]
-            Ok(None) if self.mutant == Mutant::NoProof => self.end(End::Unknown { revision: Revision(0) }),
+            Ok(None) if self.mutant == Mutant::NoProof => self.end(End::Unknown),
             Ok(None) => self.write(0, None, Goal::Proof),
             Err(()) => self.end(End::Again),
         }

@@ -45,14 +45,15 @@ use super::{
     mail::{Answer, Standing},
     node::Node,
     owned::{AllOwned, OwnedHere, Owning},
-    record::{RECORD_TTL, RENEW_AFTER, Written},
+    record::{RENEW_AFTER, Written},
     remote::{Name, PushNumber},
     snapshot,
 };
 use crate::{
     codec::{Encode, Payload},
     session::{
-        Counts, Destination, EntryImage, Known, Push, Receipt, Registry, Relay, SessionId, SessionImage, Watcher,
+        Address, Counts, Destination, EntryImage, Known, Push, Receipt, Registry, Relay, SessionId, SessionImage,
+        Watcher,
     },
 };
 
@@ -319,6 +320,15 @@ impl Moves {
         state.owned.remove(id);
         state.passing.forget(id);
         self.count_left(&state);
+    }
+
+    /// It is this node's no more, and who has got its image tells nothing of its pushes.
+    fn let_go(&self, id: SessionId) {
+        let mut state = self.state.lock();
+        let parcel = state.owned.remove(id).and_then(|owning| owning.owned.image);
+        for number in parcel.iter().flat_map(|parcel| &parcel.numbers) {
+            state.relays.remove(number);
+        }
     }
 
     /// Its record is written.
@@ -796,6 +806,10 @@ impl Node {
         let revision = match self.keep(id, Some(was), &written).await {
             Keep::Stays(revision) => revision,
             Keep::Gone(to) => return Thawed::Moved(to),
+            Keep::GivenUp => {
+                self.end_given_up(id);
+                return Thawed::Unknown;
+            }
             // It has been forgotten: by a kick, or with the store.
             Keep::Forgotten => match self.write(id, None, &written).await {
                 Ok(revision) => revision,
@@ -857,7 +871,7 @@ impl Node {
         was: Option<Revision>,
         written: &Written,
     ) -> Result<Revision, WriteError> {
-        match self.engine().claim(id, was, written.to_bytes(), RECORD_TTL).await {
+        match self.engine().claim(id, was, written.to_bytes(), written.ttl(was)).await {
             Ok(revision) => return Ok(revision),
             Err(ClaimError::Lost(other)) => {
                 let other = other.and_then(|(bytes, at)| Some((Written::from_bytes(bytes)?, at)));
@@ -968,14 +982,28 @@ impl Node {
                     false => self.end_lost(&sessions, id),
                 }
             }
+            Keep::GivenUp => self.end_given_up(id),
             Keep::Gone(_) | Keep::Forgotten | Keep::Later | Keep::Write(_) => self.moves.later(id, RETRY),
         }
     }
 
     /// Its record names nobody here any more.
     fn end_lost(&self, sessions: &Registry, id: SessionId) {
-        self.moves.state.lock().owned.remove(id);
-        sessions.end_lost(id);
+        self.moves.let_go(id);
+        sessions.end_lost(id, &|address| self.has_taken(address));
+    }
+
+    /// Its client was told that it is lost, while this node was out of its cluster.
+    pub(super) fn end_given_up(&self, id: SessionId) {
+        self.moves.let_go(id);
+        if let Some(sessions) = self.registry() {
+            sessions.end_given_up(id, &|address| self.has_taken(address));
+        }
+    }
+
+    /// This push came in this life of the node: what was lost in an earlier one was no target of it.
+    fn has_taken(&self, (origin, number): Address) -> bool {
+        self.state.lock().owed.get(&origin).is_some_and(|owed| owed.has(number))
     }
 }
 

@@ -160,6 +160,10 @@ impl Node {
         match timeout(PARK_MAX, self.keep_while(id, Some(was), &written, || self.moves.is_frozen(id))).await {
             Ok(Keep::Stays(_)) => Put::Parked,
             Ok(Keep::Gone(to)) => Put::Gone(to),
+            Ok(Keep::GivenUp) => {
+                self.end_given_up(id);
+                Put::Left
+            }
             // Its client has come for it: the image is old.
             Ok(Keep::Write(_)) => Put::Left,
             // Perhaps it was written: then it is in the store, and ends here without a word of what it was owed.

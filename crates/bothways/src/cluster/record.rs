@@ -6,16 +6,22 @@ use bothways_proto::SerializeType;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{claim::Record, engine::NodeId};
+use super::{
+    claim::{NOBODY, Record},
+    engine::{NodeId, Revision},
+};
 use crate::{
     codec::{Encode, Payload},
     session::Known,
 };
 
 /// How long a record is kept that nobody renews.
-pub(super) const RECORD_TTL: Duration = Duration::from_secs(3600);
+const RECORD_TTL: Duration = Duration::from_secs(3600);
 /// When it is renewed, after it was written last.
 pub(super) const RENEW_AFTER: Duration = Duration::from_secs(1800);
+/// For how long it is known that a session was given up of which there was no record: for a stranger who asks for sessions
+/// that never were nothing is kept for longer.
+const NEVER_WAS_TTL: Duration = Duration::from_secs(60);
 
 /// See the module.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -55,6 +61,16 @@ impl Written {
 
     pub(super) fn record(&self) -> Record {
         Record { term: self.term, owner: NodeId(self.owner), nonce: self.nonce }
+    }
+
+    /// Its session was given up.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.record().owner == NOBODY
+    }
+
+    /// For how long it is kept, where there was this before.
+    pub(super) fn ttl(&self, was: Option<Revision>) -> Duration {
+        if self.is_given_up() && was.is_none() { NEVER_WAS_TTL } else { RECORD_TTL }
     }
 
     pub(super) fn to_bytes(&self) -> Bytes {

@@ -439,6 +439,11 @@ impl<S: State, K: Copy + Ord> Owed<S, K> {
         self.answered.insert(push);
     }
 
+    /// It answers for this one.
+    pub(super) fn has(&self, push: K) -> bool {
+        self.pushes.contains_key(&push)
+    }
+
     /// A push came with its session: how it stands is to be said.
     pub(super) fn came(&mut self, push: K, state: S, behind: Vec<NodeId>) {
         self.pushes.insert(push, Owing { state, saying: None, behind });

@@ -171,6 +171,13 @@ pub(crate) struct Known {
     pub(crate) patterns: Vec<Arc<str>>,
 }
 
+impl Known {
+    /// Nothing but its secret.
+    pub(crate) fn of(hash: [u8; 32]) -> Self {
+        Self { user: None, labels: Vec::new(), hash, patterns: Vec::new() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -360,11 +360,24 @@ impl Registry {
     }
 
     /// Another node has this session: what is here of it ends, and nobody knows what became of its pushes.
-    pub(crate) fn end_lost(&self, id: SessionId) {
+    ///
+    /// `is_late`: this push came after that, so that the session was no target of it any more.
+    pub(crate) fn end_lost(&self, id: SessionId, is_late: &dyn Fn(Address) -> bool) {
+        let why = "another node has it: this one was out of its cluster";
+        self.end_fenced(id, why, "the session is at another node now", is_late);
+    }
+
+    /// As [`Self::end_lost`]; no node has it.
+    pub(crate) fn end_given_up(&self, id: SessionId, is_late: &dyn Fn(Address) -> bool) {
+        let why = "it was given up as lost: this node was out of its cluster";
+        self.end_fenced(id, why, "the session was given up", is_late);
+    }
+
+    fn end_fenced(&self, id: SessionId, why: &str, told: &str, is_late: &dyn Fn(Address) -> bool) {
         let Some(session) = self.session(id) else { return };
-        let ending = Ending::new("another node has it: this one was out of its cluster", NotResumed::NodeLost);
-        if let Some(connection) = self.remove_as_unknown(&session, ending) {
-            connection.say_goodbye("moved", "the session is at another node now");
+        let ending = Ending::new(why, NotResumed::NodeLost);
+        if let Some(connection) = self.remove_as_unknown(&session, ending, is_late) {
+            connection.say_goodbye("moved", told);
             connection.close();
         }
     }
@@ -383,17 +396,28 @@ impl Registry {
         }
     }
 
-    /// As [`Self::remove`]: of each push whose end is open nobody knows it.
-    fn remove_as_unknown(&self, session: &Session, ending: Ending<'_>) -> Option<Connection> {
+    /// As [`Self::remove`]: of each push whose end is open nobody knows it. One that is late, and was never sent, does not count.
+    fn remove_as_unknown(
+        &self,
+        session: &Session,
+        ending: Ending<'_>,
+        is_late: &dyn Fn(Address) -> bool,
+    ) -> Option<Connection> {
         if session.lock().is_put_off() {
             session.write_put_off();
         }
-        {
+        let tickets = {
+            // What is pushed now is counted, or finds the session without anything.
+            let _alone = self.gate.write();
             let mut state = session.lock();
             state.leave_batch(&session.inner.event_log);
-            let tickets = state.ledger_mut().depart();
-            drop(state);
-            tickets.into_iter().for_each(|mut ticket| ticket.advance(Stage::Unknown));
+            state.ledger_mut().depart()
+        };
+        for mut ticket in tickets {
+            match ticket.stage() == Stage::Queued && ticket.address().is_some_and(is_late) {
+                true => ticket.withdraw(),
+                false => ticket.advance(Stage::Unknown),
+            }
         }
         self.remove(session, ending, None)
     }

@@ -1,6 +1,7 @@
 //! Sessions that go on at another node, over the engine in memory. A binary of its own, as it needs features.
 
 mod counted;
+mod given_up;
 mod handover;
 mod late;
 mod leaving;

@@ -93,7 +93,6 @@ fn the_engine_fails() {
 
 /// Nodes are stopped and cut off, also for longer than their lease.
 #[test]
-#[ignore = "one storm in twenty finds what is not mended"]
 fn nodes_stand_still() {
     let sums = storms("nodes stand still", [0, 3, 3, 0, 0, 0, 1, 6, 2]);
     most_are_handled(&sums, 0.7);
@@ -101,7 +100,6 @@ fn nodes_stand_still() {
 
 /// Nodes are killed, and others start in their places.
 #[test]
-#[ignore = "one storm in twenty finds what is not mended"]
 fn nodes_are_killed() {
     let sums = storms("nodes are killed", [1, 0, 0, 0, 0, 0, 2, 12, 4]);
     most_are_handled(&sums, 0.7);
@@ -117,7 +115,6 @@ fn nodes_drain() {
 
 /// All of it.
 #[test]
-#[ignore = "one storm in twenty finds what is not mended"]
 fn everything_fails() {
     let sums = storms("everything fails", [1, 1, 1, 1, 1, 1, 2, 6, 2]);
     most_are_handled(&sums, 0.5);

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use super::{World, bound, search};
 use crate::cluster::{
-    claim::{Admission, Claim, End, Given, Keep, Keeping, Mutant, Owned, Read, Record, Step, Written, Wrote},
+    claim::{Admission, Claim, End, Given, Keep, Keeping, Mutant, NOBODY, Owned, Read, Record, Step, Written, Wrote},
     engine::{NodeId, Revision},
 };
 
@@ -199,6 +199,12 @@ impl Three {
             heard = Heard::Said;
             keep = keeping.wrote(wrote);
         }
+        // As if the register had lost its data.
+        if keep == Keep::Forgotten
+            && let Some(revision) = self.write(None, record)
+        {
+            keep = Keep::Stays(revision);
+        }
         match &keep {
             Keep::Stays(revision) => {
                 self.nodes[at].is_stale = false;
@@ -210,6 +216,7 @@ impl Three {
                 self.wrong = Some(format!("{at} takes its own record for another node's"));
             }
             Keep::Gone(..) if self.nodes[at].is_stale => self.drop_session(at),
+            Keep::GivenUp => self.drop_session(at),
             Keep::Gone(..) => self.moved(at),
             Keep::Forgotten | Keep::Later | Keep::Write(..) => {}
         }
@@ -254,13 +261,15 @@ impl Three {
 
     fn finish(&mut self, hello: usize, end: End) {
         self.hellos[hello].doing = Doing::Done;
+        let gives_up = matches!(end, End::NodeLost | End::Unknown);
+        if gives_up && self.mutant == Mutant::GivenUpIsForgotten {
+            let revision = Revision(self.record.1.0 + 1);
+            self.before = std::mem::replace(&mut self.record, (None, revision));
+        }
         if !self.hellos[hello].is_open {
             // Nobody hears it, but the register may have been told.
             let has = |node: &Node| !node.is_dead && !node.is_stale && node.owned.as_ref().is_some_and(Owned::is_live);
-            if let End::NodeLost { .. } | End::Unknown { .. } = end
-                && !self.has_overlooked
-                && self.nodes.iter().any(has)
-            {
+            if gives_up && !self.has_overlooked && self.nodes.iter().any(has) {
                 self.wrong = Some("a session was given up for a connection that is over".to_owned());
             }
             return;
@@ -268,18 +277,21 @@ impl Three {
         self.hellos[hello].is_open = false;
         match end {
             End::Again | End::Late => {}
-            End::Unknown { .. } => {
+            End::Unknown => {
                 self.is_told = true;
                 if self.lives(self.before.1) {
                     self.wrong = Some("it is said to be unknown, and lives".to_owned());
                 }
             }
-            End::NodeLost { .. } => {
+            End::NodeLost => {
                 self.is_told = true;
                 if self.lives(self.before.1) {
                     self.wrong = Some("its node is said to be lost, and has it".to_owned());
                 }
             }
+        }
+        if self.is_told {
+            self.budget = Budget { hellos: 0, pushes: 0, ..CALM };
         }
     }
 
@@ -366,6 +378,7 @@ impl Three {
         let (record, revision) = if old { &self.before } else { &self.record };
         match record {
             None => Read::Nothing,
+            Some(record) if record.owner == NOBODY => Read::GivenUp,
             Some(record) => {
                 let owner = &self.nodes[node_of(record.owner)];
                 let owner_lives = owner.life == record.owner.0 / 10 && owner.lease == Lease::Lives;
@@ -660,7 +673,7 @@ impl Three {
 
     /// The node that the record names, if it lives, has neither the session nor its image.
     fn names_one_without(&self) -> Option<usize> {
-        let owner = self.record.0.as_ref()?.owner;
+        let owner = self.record.0.as_ref().map(|record| record.owner).filter(|owner| *owner != NOBODY)?;
         let at = node_of(owner);
         let node = &self.nodes[at];
         let lives = !node.is_dead && node.lease != Lease::Buried && id(at, node.life) == owner;
@@ -675,6 +688,8 @@ impl World for Three {
     fn steps(&self) -> Vec<(String, Self)> {
         let mut steps = Vec::new();
         if self.is_told {
+            // A node that was stopped goes on, and has the session still.
+            (0..NODES).for_each(|at| self.steps_at(at, &mut steps));
             return steps;
         }
         if (self.hellos.len() as u64) < self.budget.hellos {
@@ -735,6 +750,9 @@ impl World for Three {
         };
         if 1 < self.nodes.iter().filter(counts).count() {
             return Some("two nodes own the session".to_owned());
+        }
+        if self.is_told && self.nodes.iter().any(|node| counts(&node)) {
+            return Some("a session that was given up is back".to_owned());
         }
         if let Some(at) = self.names_one_without() {
             return Some(format!("the record names {at}, which has not got the session"));
@@ -819,6 +837,7 @@ fn each_mutant_of_the_claim_is_found() {
         (Mutant::InHandIsNothing, Budget { unknown: 1, ..CALM }),
         (Mutant::OwnIsOthers, Budget { unknown: 1, ..CALM }),
         (Mutant::UnknownIsWon, Budget { unknown: 1, ..CALM }),
+        (Mutant::GivenUpIsForgotten, Budget { stops: 1, hellos: 1, pushes: 0, ..CALM }),
         (Mutant::FormerIsOthers, Budget { unknown: 1, stops: 1, hellos: 1, pushes: 0, ..CALM }),
     ] {
         search(Three::new(mutant, budget), 200_000).assert_found(&format!("{mutant:?}"));
