@@ -204,8 +204,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, requires = "http")]
     pub(crate) http_debug: bool,
 
-    /// Take pages of this origin over WebSocket, besides those of ADDR itself, such as http://localhost:3000; may be
-    /// repeated
+    /// Take pages of this origin too, over WebSocket and HTTP, such as http://localhost:3000 or https://*.example.org; may
+    /// be repeated
     #[arg(long = "origin", value_name = "ORIGIN")]
     pub(crate) origins: Vec<String>,
 

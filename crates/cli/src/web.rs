@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, str::FromStr};
 
 use bothways::Server;
-use bothways_http::{Front, FrontOptions, HttpListening};
+use bothways_http::{Cors, Front, FrontOptions, HttpListening};
 use bothways_metrics::{Calls, Metrics};
 
 use crate::{args::ServeArgs, failure::Failure};
@@ -42,6 +42,9 @@ pub(crate) async fn listen(
     let mut options = for_this_machine(FrontOptions::new(), address);
     if address.0.ip().is_loopback() || args.http_debug {
         options = options.debug(true).metrics(move |server| Metrics::new(server).with_calls(&calls));
+    }
+    if !args.origins.is_empty() {
+        options = options.cors(Cors::origins(&args.origins));
     }
     let listening = Front::new(server, options).listen(&address.0.to_string()).await;
     listening.map_err(|error| {

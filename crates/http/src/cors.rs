@@ -40,9 +40,13 @@ impl Cors {
         Self { origins: None }
     }
 
-    /// These origins, such as `https://shop.example`, exactly as browsers send them.
+    /// These origins, such as `https://shop.example`, or with a port that is not the usual one `http://localhost:3000`;
+    /// `https://*.shop.example` for all below that name, `null` for pages that have none, such as files, and `*` for
+    /// every origin. What is none of these lets nobody in.
     pub fn origins<O: Into<String>>(origins: impl IntoIterator<Item = O>) -> Self {
-        Self { origins: Some(origins.into_iter().map(Into::into).collect()) }
+        let origins: Arc<[String]> = origins.into_iter().map(|origin| origin.into().to_ascii_lowercase()).collect();
+        let is_any = origins.iter().any(|origin| origin == "*");
+        Self { origins: (!is_any).then_some(origins) }
     }
 
     /// What a page of this origin is told; `None` if it may not ask.
@@ -50,8 +54,8 @@ impl Cors {
         match &self.origins {
             None => Some(HeaderValue::from_static("*")),
             Some(origins) => {
-                let is_known = origins.iter().any(|known| known.as_bytes() == origin.as_bytes());
-                is_known.then(|| origin.clone())
+                let named = origin.to_str().ok()?;
+                origins.iter().any(|known| is_like(known, named)).then(|| origin.clone())
             }
         }
     }
@@ -133,6 +137,25 @@ fn is_of_host(origin: &str, host: &str) -> bool {
     !host.is_empty() && place.eq_ignore_ascii_case(host)
 }
 
+/// Whether an origin, as a browser sends it, is this one or below this one's name: the forms of `WsOrigins`.
+fn is_like(known: &str, origin: &str) -> bool {
+    let known = without_usual_port(known);
+    match known.split_once("://*.") {
+        None => known == origin,
+        Some((scheme, domain)) => origin
+            .split_once("://")
+            .filter(|(of_origin, _)| *of_origin == scheme)
+            .and_then(|(_, host)| host.strip_suffix(domain))
+            .is_some_and(|name| 1 < name.len() && name.ends_with('.')),
+    }
+}
+
+/// Browsers leave it out.
+fn without_usual_port(origin: &str) -> &str {
+    let usual = if origin.starts_with("https:") { ":443" } else { ":80" };
+    origin.strip_suffix(usual).unwrap_or(origin)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,5 +208,35 @@ mod tests {
             let refused = [None, Some(&shop), Some(&Cors::any())].map(|cors| is_refused(cors, headers));
             assert_eq!(refused, [closed, open_to_shop, open_to_all], "{headers:?}");
         }
+    }
+
+    /// The same forms name origins here and for WebSocket.
+    #[test]
+    fn origins_are_those_that_are_named() {
+        let known = ["https://shop.example:443", "https://*.Example.net", "http://localhost:3000", "same", "none"];
+        let takes = |known: &[&str], origin: &str| {
+            let origin = HeaderValue::from_str(origin).expect("a header");
+            Cors::origins(known.iter().copied()).allows(&origin)
+        };
+        for (origin, taken) in [
+            (SHOP, true),
+            ("http://shop.example", false),
+            ("https://a.b.example.net", true),
+            ("https://example.net", false),
+            ("https://.example.net", false),
+            ("https://evilexample.net", false),
+            ("http://a.example.net", false),
+            ("https://a.example.net.evil.org", false),
+            ("http://localhost:3000", true),
+            ("http://localhost", false),
+            ("null", false),
+            ("", false),
+        ] {
+            let told = takes(&known, origin);
+            assert_eq!(told.is_some(), taken, "{origin}");
+            assert!(told.is_none_or(|told| told == origin), "a page is told its own origin");
+        }
+        assert!(takes(&["null"], "null").is_some());
+        assert_eq!(takes(&[SHOP, "*"], "http://any.org").expect("any"), "*");
     }
 }

@@ -70,8 +70,7 @@ fn without_a_socket_that_was_passed_on_it_says_so() {
 #[test]
 fn http_is_served_beside_it() {
     let server = Serving::with(&["--http", "0", "--push-every", "50ms"], &[]);
-    let line = server.program.out.until("HTTP at");
-    let address = line.split("http://").nth(1).and_then(|rest| rest.split(": ").next()).expect("an address").to_owned();
+    let address = server.http_address();
     let get = |path: &str, host: &str, until: &str| {
         http(&address, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"), until)
     };
@@ -89,14 +88,52 @@ fn http_is_served_beside_it() {
     assert!(refused.starts_with("HTTP/1.1 421 "), "{refused}");
 }
 
+/// A page of an origin that is named may use HTTP as well as WebSocket, and no other page may.
+#[test]
+fn an_origin_that_is_named_may_use_http_and_web_socket() {
+    let pages = ["--origin", "http://pages.example:3000", "--origin", "https://*.example.net", "--http", "0"];
+    let server = Serving::at("ws@127.0.0.1:0", &pages, &[]);
+    let http_address = server.http_address();
+    let address = server.address.trim_start_matches("ws@").trim_end_matches("/_rpcx_").to_owned();
+    for (origin, is_taken) in [
+        ("http://pages.example:3000", true),
+        ("https://a.example.net", true),
+        ("http://pages.example:3001", false),
+        ("https://evil.example", false),
+        ("null", false),
+    ] {
+        let said = format!("Origin: {origin}\r\nSec-Fetch-Site: cross-site\r\nConnection: close");
+        let call = format!(
+            "POST /rpc/Arith/Mul HTTP/1.1\r\nHost: localhost\r\n{said}\r\nContent-Type: application/json\r\n\
+             Content-Length: 13\r\n\r\n{{\"A\":6,\"B\":7}}"
+        );
+        let called = http(&http_address, &call, "no such text").to_ascii_lowercase();
+        let events = format!("GET /events?topics=demo.clock HTTP/1.1\r\nHost: localhost\r\n{said}\r\n\r\n");
+        let events = http(&http_address, &events, "\r\n\r\n").to_ascii_lowercase();
+        let told = format!("access-control-allow-origin: {origin}\r\n");
+        for (what, answer) in [("a call", &called), ("events", &events)] {
+            let status = if is_taken { "http/1.1 200 " } else { "http/1.1 403 " };
+            assert!(answer.starts_with(status) && answer.contains(&told) == is_taken, "{what} from {origin}: {answer}");
+        }
+        assert_eq!(called.ends_with("{\"c\":42}"), is_taken, "{origin}: {called}");
+
+        let upgrade = format!(
+            "GET /_rpcx_ HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nOrigin: {origin}\r\n\r\n"
+        );
+        let upgraded = http(&address, &upgrade, "\r\n\r\n");
+        let status = if is_taken { "HTTP/1.1 101 " } else { "HTTP/1.1 403 " };
+        assert!(upgraded.starts_with(status), "{origin}: {upgraded}");
+    }
+}
+
 /// A token is asked for over HTTP too, and shown nowhere.
 #[cfg(unix)]
 #[test]
 fn http_asks_for_the_token_too() {
     let env = [("BW_T", "swordfish-7")];
     let server = Serving::with(&["-vv", "--http", "0", "--auth-token-env", "BW_T"], &env);
-    let line = server.program.out.until("HTTP at");
-    let address = line.split("http://").nth(1).and_then(|rest| rest.split(": ").next()).expect("an address").to_owned();
+    let address = server.http_address();
     let call = |more: &str| {
         let head =
             "POST /rpc/Arith/Mul HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json";

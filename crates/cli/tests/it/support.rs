@@ -200,6 +200,12 @@ impl Serving {
         };
         Self { program, address, admin }
     }
+
+    /// Where `--http` answers.
+    pub(crate) fn http_address(&self) -> String {
+        let line = self.program.out.until("HTTP at");
+        line.split("http://").nth(1).and_then(|rest| rest.split(": ").next()).expect("an address").to_owned()
+    }
 }
 
 /// What an HTTP server on a port says to one request; of a stream its beginning, up to what is waited for.
