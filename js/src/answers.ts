@@ -1,6 +1,6 @@
 /** The server's calls: which handlers there are, which calls run, and what those that ran answered. */
 
-import { checkReserved, timer, visible, type Core } from "./client.js";
+import { checkReserved, timer, type Core } from "./client.js";
 import { CONTROL, type Conn } from "./conn.js";
 import { BothwaysError, isKind, textOf } from "./error.js";
 import { EMPTY, MSGPACK_TYPE, type Frame, type Meta } from "./frame.js";
@@ -93,7 +93,7 @@ export class Answers {
   }
 
   called_(conn: Conn, frame: Frame): void {
-    const { path_, method_, seq_, meta_: { "_bw.id": id } } = frame;
+    const { path_, method_, seq_, said_: { id } } = frame;
     const isKept = !!id && id.length <= ID_LENGTH_MAX;
     const tooMany = () => this.reply_(conn, frame, failed("too many calls run on this client", "overloaded"));
     let run = isKept ? this.known_.get(id) : undefined;
@@ -115,7 +115,7 @@ export class Answers {
   }
 
   private async begin_(run: Run, frame: Frame, handler: CallHandler) {
-    const time = Number(frame.meta_.__ServerTimeout);
+    const time = Number(frame.said_.ServerTimeout);
     const late = time > 0 ? timer(() => run.giveUp_(), time) : undefined;
     const made = this.run_(frame, handler, run.controller_.signal, time > 0 ? Date.now() + time : undefined);
     run.answer_ = Promise.race([made, run.answer_]);
@@ -129,7 +129,7 @@ export class Answers {
   }
 
   private async run_(frame: Frame, handler: CallHandler, signal: AbortSignal, deadline?: number): Promise<Answer> {
-    const { path_: path, method_: method, type_: type, meta_ } = frame;
+    const { path_: path, method_: method, type_: type, meta_: meta } = frame;
     const codec = this.client_.codec_(type);
     let args: unknown;
     try {
@@ -140,7 +140,7 @@ export class Answers {
     }
 
     try {
-      const value = await handler(args, { path, method, meta: visible(meta_), signal, ...(deadline && { deadline }) });
+      const value = await handler(args, { path, method, meta, signal, ...(deadline && { deadline }) });
       return { meta_: {}, payload_: codec.encode(value) };
     } catch (error) {
       const { code, appCode } = Object(error) as BothwaysError;

@@ -2,15 +2,15 @@
 
 import type { Answers } from "./answers.js";
 import type { Codec } from "./codec.js";
-import { Conn, CONTROL, now } from "./conn.js";
+import { Conn, now } from "./conn.js";
 import { BothwaysError, errorOf, textOf, tooMuch } from "./error.js";
-import { isFailed, isPacked, OFFSET_MASK, ONEWAY, PUSH_BIT, type Frame, type Meta } from "./frame.js";
+import { isFailed, isPacked, OFFSET_MASK, ONEWAY, PUSH_BIT, type Frame, type Meta, type Said } from "./frame.js";
 import { listen, type Listeners } from "./listeners.js";
-import { Pushes } from "./pushes.js";
+import { Pushes, type Entry } from "./pushes.js";
 import { ACK_MESSAGES, parseOffset, Session, type Failure } from "./session.js";
 import type { Store } from "./store.js";
 import type { Topics } from "./topics.js";
-import type { CallOptions, CoreOptions, Events, OnewayOptions, PushHandler, Reply, State } from "./types.js";
+import type { CallOptions, Events, OnewayOptions, Options, PushHandler, Reply, State } from "./types.js";
 import type { Dial } from "./wire.js";
 
 /** How long fewer messages than {@link ACK_MESSAGES} may wait for their acknowledgement. */
@@ -20,14 +20,15 @@ const LIVED = 1000;
 /** Doublings of the wait between tries, at most, and while a call waits. */
 const DOUBLINGS_MAX = 20;
 const WANTED_DOUBLINGS = 4;
-/** Connections at once: the newest, and those that still bring replies although their servers are about to end them. */
-const CONNS_MAX = 3;
 /** The longest wait that a server may ask for: an hour. */
 const AFTER_MAX = 3_600_000;
 /** What a timer takes. */
 const TIMER_MAX = 2 ** 31 - 1;
 /** Reported errors are so far apart. */
 const CALM = 1000;
+
+/** A page whose session the next page of its tab has taken is about to be left: it waits so long before it begins another. */
+const TAKEN_WAIT = 10_000;
 
 const GOODBYE = "the server said goodbye: ";
 const CAPABILITIES = "cancel,goodbye,ping,sessions,outcomes";
@@ -51,7 +52,7 @@ const DEFAULTS = {
 };
 
 /** Options with their defaults. */
-export type Settings = typeof DEFAULTS & Omit<CoreOptions, keyof typeof DEFAULTS>;
+export type Settings = typeof DEFAULTS & Omit<Options, keyof typeof DEFAULTS>;
 
 /** What an entry of the package brings along. */
 export interface Parts {
@@ -80,23 +81,13 @@ export interface Request {
 }
 
 /** Runs later; a time as a timer takes it. */
-export const timer = (run: () => void, ms: number): ReturnType<typeof setTimeout> => setTimeout(run, Math.min(Math.max(0, ms), TIMER_MAX));
-
-const isReserved = (key: string) => /^(_bw\.|__)/.test(key);
+export const timer = (run: () => void, ms: number): ReturnType<typeof setTimeout> => setTimeout(run, Math.min(ms, TIMER_MAX));
 
 /** Throws for what belongs to the framework. Operators' tools may call `_bothways.Admin`: the server checks their token. */
-export function checkReserved(path: string, meta: Meta = {}) {
-  const names = Object.keys(meta).filter(isReserved);
-  if (/^_bothways($|\.(?!Admin$))/.test(path)) names.push(path);
-  if (names.length) throw new TypeError(`"${names[0]}" belongs to the framework`);
+export function checkReserved(path: string, meta?: Meta) {
+  const wrong = [path, ...Object.keys(meta ?? {})].find((name) => /^(_bw\.|__|_bothways($|\.(?!Admin$)))/.test(name));
+  if (wrong) throw new TypeError(`"${wrong}" belongs to the framework`);
 }
-
-/** The pairs that are the application's. */
-export const visible = (meta: Meta): Meta => {
-  const result: Meta = Object.create(null);
-  for (const key in meta) if (!isReserved(key)) result[key] = meta[key]!;
-  return result;
-};
 
 /** A code of a Goodbye after which a client stays away. */
 const isForGood = (code: string | undefined) => /^(kicked|expired|revoked)$/.test(code!);
@@ -130,11 +121,13 @@ export class Core {
   follow_?: () => () => void;
   private unfollow_?: () => void;
   /** @internal Hears where else its server says that it may go, and says where the next try goes. */
-  named_?(said: string | undefined): void;
+  named_?(others: string | undefined): void;
   /** @internal */
   where_?(): string;
   /** @internal It tries an address that its server named: only its own decides whether it is refused, and how long it waits. */
   isAway_?: boolean;
+  /** @internal Looks at the keys of a push; true if it is dealt with. */
+  keyed_?(pushes: Pushes, entry: Entry, said: Said): boolean;
   /** @internal Gives an error its value. */
   detail_?(error: BothwaysError, packed: string): void;
 
@@ -142,7 +135,8 @@ export class Core {
   conn_?: Conn;
   /** The connection on which the server last said which session this is. */
   private sessionConn_?: Conn;
-  private conns_ = new Set<Conn>();
+  /** The one before, while it still brings replies although its server is about to end it. */
+  private former_?: Conn;
   private waiting_ = new Set<Request>();
   private waitingBytes_ = 0;
 
@@ -164,9 +158,12 @@ export class Core {
   isPaused_ = false;
   private reported_ = -CALM;
 
-  constructor(/** @internal */ readonly address_: string, options: CoreOptions, parts: Parts) {
-    const given = Object.entries(options).filter(([, value]) => value !== undefined);
-    this.settings_ = { ...DEFAULTS, ...Object.fromEntries(given) };
+  constructor(/** @internal */ readonly address_: string, options: Options, parts: Parts) {
+    this.settings_ = { ...DEFAULTS };
+    for (const name in options) {
+      const given = options[name as keyof Options];
+      if (given !== undefined) (this.settings_ as Record<string, unknown>)[name] = given;
+    }
     const { codec, dial } = this.settings_;
     this.control_ = parts.codecs[0]!;
     this.codecs_ = codec ? [codec, ...parts.codecs] : parts.codecs;
@@ -214,7 +211,6 @@ export class Core {
     this.hasStood_ = this.isPaused_ = this.hasRenewed_ = false;
     this.failures_ = this.notBefore_ = 0;
     this.answers_?.announce_();
-    this.store_?.restore_();
     this.unfollow_ = this.follow_?.();
     this.enter_({ name: "connecting" });
     void this.attempt_();
@@ -239,9 +235,9 @@ export class Core {
     checkReserved(path, options.meta);
     const frame = await this.send_(path, method, args, options);
     try {
-      return { value: this.decode_(frame) as T, meta: visible(frame.meta_) };
+      return { value: this.decode_(frame) as T, meta: frame.meta_ };
     } catch (error) {
-      throw new BothwaysError("decode", `the reply of ${path}.${method}: ${textOf(error)}`, { cause: error, maybeExecuted: true });
+      throw new BothwaysError("decode", `the reply of ${path}.${method}: ${textOf(error)}`, { cause: error });
     }
   }
 
@@ -287,6 +283,8 @@ export class Core {
     if (round != this.round_) return;
     this.plan_();
 
+    // As late as it can be: the page before this one may still acknowledge.
+    if (!this.hasStood_) this.store_?.restore_();
     // What an earlier connection still brings does not count from here on: if it is new, it comes again.
     this.sessionConn_ = undefined;
     const hello = {
@@ -299,33 +297,26 @@ export class Core {
     };
     this.store_?.save_();
     const conn = (this.conn_ = new Conn(token ? { __AUTH: `${token}` } : {}, this.settings_, this));
-    this.conns_.add(conn);
-    try {
-      conn.open_(this.where_?.() ?? this.address_, this.dial_, hello);
-    } catch (error) {
-      const why = new BothwaysError("not_connected", textOf(error), { cause: error });
-      if (this.isAway_) conn.end_(why);
-      else this.finish_(why, why.code);
-    }
+    conn.open_(this.where_?.() ?? this.address_, this.dial_, hello);
   }
 
   /** @internal */
-  welcomed_(conn: Conn, meta?: Meta): void {
+  welcomed_(conn: Conn, said?: Said): void {
     this.hasRenewed_ = false;
     this.sessionConn_ = conn;
-    const { "_bw.sid": sid, "_bw.key": key, "_bw.res": same, "_bw.why": why, "_bw.code": code } = meta ?? {};
+    const { sid, key, res, why, code, words, off } = said ?? {};
     const had = this.session_.sid_;
-    const resumed = !!had && !!key && !!same;
+    const resumed = !!(had && key && res);
     if (resumed) this.session_.resume_();
-    else this.session_ = new Session(parseOffset(meta?.["_bw.off"]));
+    else this.session_ = new Session(parseOffset(off));
     if (key) [this.session_.sid_, this.session_.key_] = [sid ?? "", key];
     this.session_.outcomes_ = conn.can_("outcomes");
 
     if (had && !resumed) {
-      const lost = meta ? why || "unknown" : "plain";
+      const lost = said ? why || "unknown" : "plain";
       this.tell_("session", { lost });
       // It was sent away while it was away: it does not begin another session.
-      if (lost == "kicked" || (code == lost && isForGood(code))) return this.goAway_(lost, meta?.["_bw.words"]);
+      if (lost == "kicked" || (code == lost && isForGood(code))) return this.goAway_(lost, words);
     }
     // A listener may have closed the client.
     if (conn != this.conn_) return;
@@ -343,15 +334,16 @@ export class Core {
   /** @internal */
   ended_(conn: Conn, error: BothwaysError): void {
     this.answers_?.lost_(conn);
-    this.conns_.delete(conn);
     if (conn == this.sessionConn_) this.sessionConn_ = undefined;
     if (conn != this.conn_) return;
 
     this.conn_ = undefined;
-    if (this.isAway_) return this.down_(error);
-    if (error.code != "unauthenticated") return this.down_(error, error.retryAfter, conn);
+    const { code, retryAfter } = error;
+    // Whatever happens elsewhere, the client goes on.
+    if (this.isAway_) return this.down_(error, 1);
+    if (!/^(unauthenticated|not_connected)$/.test(code)) return this.down_(error, retryAfter, conn);
     // The token may just have run out.
-    if (typeof this.settings_.token != "function" || this.hasRenewed_) return this.finish_(error, error.code);
+    if (code == "not_connected" || typeof this.settings_.token != "function" || this.hasRenewed_) return this.finish_(error, code);
     this.hasRenewed_ = true;
     void this.attempt_();
   }
@@ -361,7 +353,7 @@ export class Core {
     const { reconnect, backoffBase, backoffMax } = this.settings_;
     this.round_++;
     if (now() - conn?.upSince_! >= LIVED) this.failures_ = 0;
-    if (reconnect == "never" || (reconnect == "lost" && !this.hasStood_ && !after && !this.isAway_)) return this.finish_(error, error.code);
+    if (reconnect == "never" || (reconnect == "lost" && !this.hasStood_ && !after)) return this.finish_(error, error.code);
 
     const doublings = Math.min(this.failures_++, this.waiting_.size ? WANTED_DOUBLINGS : DOUBLINGS_MAX);
     const asked = Math.min(after, AFTER_MAX);
@@ -392,10 +384,12 @@ export class Core {
     clearTimeout(this.ackTimer_);
     this.unfollow_?.();
 
+    const { conn_, former_ } = this;
     this.conn_ = this.sessionConn_ = this.ackTimer_ = undefined;
     this.enter_({ name: "closed", code, why: error });
     const closed = new BothwaysError("closed", error.message, { cause: error });
-    for (const conn of this.conns_) conn.end_(closed);
+    conn_?.end_(closed);
+    former_?.end_(closed);
     for (const request of this.waiting_) request.settle_(closed);
     this.topics_?.close_(closed);
     this.no_(error);
@@ -405,8 +399,9 @@ export class Core {
   private detach_(conn: Conn) {
     this.ackNow_();
     this.conn_ = undefined;
+    this.former_?.end_(farewell());
+    this.former_ = conn;
     this.spare_(conn);
-    for (const oldest of this.conns_) if (this.conns_.size > CONNS_MAX) oldest.end_(farewell());
   }
 
   /** A connection that its server is about to end is of no use without calls. */
@@ -414,21 +409,20 @@ export class Core {
     if (conn != this.conn_ && !conn.calls_.size) conn.end_(farewell());
   }
 
-  private goodbye_(conn: Conn, { "_bw.code": code, "_bw.why": text, "_bw.after": after, "_bw.alt": others }: Meta) {
+  private goodbye_(conn: Conn, { code, why: text, after, alt }: Said) {
     if (conn != this.conn_) return;
     if (isForGood(code)) return this.goAway_(code!, text);
-    this.named_?.(others);
+    this.named_?.(alt);
     const why = new BothwaysError("closed", text || GOODBYE + code);
     this.detach_(conn);
-    // Another tab that has a copy of this session has taken it over: two that take it from each other would go on so for
-    // ever, and this one begins anew.
+    // Another page has taken it over: two that take it from each other would go on so for ever, and this one begins anew.
     if (code == "moved" || code == "ended") {
       this.forget_();
       this.tell_("session", { lost: code });
       if (!this.isOn_()) return;
     }
     if (code == "unauthenticated") this.renew_(why);
-    else this.down_(why, Number(after) || 0, conn);
+    else this.down_(why, Number(after) || (this.store_?.isTaken_() ? TAKEN_WAIT : 0), conn);
   }
 
   /** The token has run out: the next connection has another one. */
@@ -476,12 +470,12 @@ export class Core {
 
   /** @internal */
   pushed_(conn: Conn, frame: Frame): void {
-    const { meta_: meta, method_: method } = frame;
-    const isOurs = conn.isNegotiated_ && frame.path_ == CONTROL && method != "Presence";
-    if (isOurs && method == "Cancel") return this.answers_?.giveUp_(conn, meta["_bw.seq"], meta["_bw.id"]);
-    if (isOurs && method == "Goodbye") return this.goodbye_(conn, meta);
+    const { said_: said, method_: method } = frame;
+    const isOurs = frame.isOurs_ && method != "Presence";
+    if (isOurs && method == "Cancel") return this.answers_?.giveUp_(conn, said.seq, said.id);
+    if (isOurs && method == "Goodbye") return this.goodbye_(conn, said);
     if (isOurs && method == "Gap" && conn == this.sessionConn_) {
-      const missed = this.session_.miss_(Number(meta["_bw.missed"]) || 0);
+      const missed = this.session_.miss_(Number(said.missed) || 0);
       this.pushes_.dropped_ += missed;
       if (missed) {
         this.tell_("gap", { missed });
@@ -502,13 +496,13 @@ export class Core {
     }
     // A Skip is counted, and acknowledged with that: there is nothing to handle.
     if (isOurs) this.session_.done_(offset);
-    else this.pushes_.add_(frame, this.session_, offset, conn.isNegotiated_);
+    else this.pushes_.add_(frame, this.session_, offset);
     this.ackSoon_();
   }
 
   /** @internal */
-  done_(session: Session, offset: bigint, why?: Failure) {
-    session.done_(offset, why);
+  done_({ session_, offset_ }: Entry, why?: Failure) {
+    session_.done_(offset_, why);
     this.ackSoon_();
   }
 
@@ -579,7 +573,7 @@ export class Core {
         if (isOneway_) return request.settle_(0, true);
         [request.conn_, request.seq_] = [conn, seq];
         conn.calls_.set(seq, request);
-        const late = () => new BothwaysError("timeout", `no reply of ${path_}.${method_} in time`, { maybeExecuted: true });
+        const late = () => new BothwaysError("timeout", `no reply of ${path_}.${method_} in time`);
         request.timer_ = timer(() => request.settle_(late()), left);
       } else {
         if (this.waiting_.size >= callsMax || this.waitingBytes_ + payload_.length > sendBytesMax) throw tooMuch();
@@ -601,7 +595,7 @@ export class Core {
   /** @internal */
   replied_(conn: Conn, request: Request, frame: Frame) {
     if (!isFailed(frame)) return request.settle_(0, frame);
-    const error = errorOf(frame.meta_, conn.isNegotiated_);
+    const error = errorOf(frame.said_);
     if (error.code == "unauthenticated" && typeof this.settings_.token == "function" && !request.again_) {
       // The token of the Hello was accepted: it has run out, and the call was not run.
       request.again_ = true;
@@ -610,7 +604,7 @@ export class Core {
       this.dispatch_(request);
       return isHere ? this.renew_(error) : this.spare_(conn);
     }
-    if (conn.isNegotiated_) this.detail_?.(error, frame.meta_["_bw.detail"] ?? "");
+    this.detail_?.(error, frame.said_.detail ?? "");
     request.settle_(error);
   }
 

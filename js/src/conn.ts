@@ -2,12 +2,12 @@
 
 import type { Answers, Run } from "./answers.js";
 import type { Request } from "./client.js";
-import { BothwaysError, errorOf, tooMuch } from "./error.js";
+import { BothwaysError, errorOf, textOf, tooMuch, type ErrorCode } from "./error.js";
 import {
   broken, deframer, EMPTY, encodeFrame, HEARTBEAT, HEARTBEAT_BYTES_MAX, isFailed, MSGPACK_TYPE, ONEWAY, OTHER_BIT, PUSH_BIT,
-  RAW, RESPONSE, type Frame, type Meta, type Parts,
+  RAW, RESPONSE, type Frame, type Meta, type Parts, type Said,
 } from "./frame.js";
-import type { Dial, Wire } from "./wire.js";
+import type { Dial, Wire, WireEvents } from "./wire.js";
 
 export const CONTROL = "_bothways";
 
@@ -30,13 +30,13 @@ export interface ConnOptions {
 
 export interface ConnEvents {
   /** The Hello is answered. `meta` is `undefined` at a plain server. */
-  welcomed_(conn: Conn, meta?: Meta): void;
+  welcomed_(conn: Conn, said?: Said): void;
   replied_(conn: Conn, request: Request, frame: Frame): void;
   pushed_(conn: Conn, frame: Frame): void;
   /** Who answers the server's calls, if they were agreed on. */
   answers_?: Answers;
   /** A server that lets nobody in may name others. */
-  named_?(said: string | undefined): void;
+  named_?(others: string | undefined): void;
   /** It is over, told once. */
   ended_(conn: Conn, error: BothwaysError): void;
 }
@@ -68,28 +68,29 @@ export class Conn {
     this.most_ = options_.frameBytesMax;
   }
 
-  /** Begins to connect. Throws if the address is not one. */
+  /** Begins to connect. An address that is none ends it as `not_connected`. */
   open_(address: string, dial: Dial, hello: Meta) {
     const { connectTimeout, frameBytesMax } = this.options_;
     const feed = deframer(frameBytesMax, (frame) => this.isOver_ || this.frame_(frame));
     this.timer_ = setTimeout(() => this.lost_(SILENT), connectTimeout);
-    this.wire_ = dial(address, {
+    const events: WireEvents = {
       opened: () => this.try_(() => (this.hello_ = this.request_(HEARTBEAT, MSGPACK_TYPE, "", "", hello, EMPTY))),
       received: (bytes) => {
         this.lastRead_ = now();
         this.try_(() => feed(bytes));
       },
       closed: (why) => this.lost_(why),
-    });
+    };
+    this.try_(() => (this.wire_ = dial(address, events)), "not_connected");
   }
 
   /** Does what ends the connection if it fails, and throws nothing. */
-  private try_(run: () => void) {
+  private try_(run: () => void, code: ErrorCode = "lost") {
     if (this.isOver_) return;
     try {
       run();
     } catch (error) {
-      this.end_(error instanceof BothwaysError ? error : new BothwaysError("lost", `${error}`, { cause: error }));
+      this.end_(error instanceof BothwaysError ? error : new BothwaysError(code, textOf(error), { cause: error }));
     }
   }
 
@@ -125,11 +126,27 @@ export class Conn {
     this.wire_!.send(bytes);
   }
 
+  /** Takes out of its metadata what the framework says. What a plain server says there is none of ours. */
+  private part_(frame: Frame, isBelieved: boolean) {
+    const all = frame.meta_;
+    frame.meta_ = Object.create(null);
+    frame.said_ = {};
+    for (const key in all) {
+      const [, prefix, name] = /^(_bw\.|__)([^]*)/.exec(key) ?? [];
+      if (!prefix) frame.meta_[key] = all[key]!;
+      else if (isBelieved || prefix == "__") frame.said_[name!] = all[key];
+    }
+    frame.isOurs_ = isBelieved && frame.path_ == CONTROL;
+  }
+
   private frame_(frame: Frame) {
     const { flags_: flags, seq_: seq, payload_: payload } = frame;
     const { answers_ } = this.events_;
+    const isHello = !!(flags & HEARTBEAT) && seq == this.hello_;
+    // The answer to a heartbeat has what the heartbeat had.
+    if (flags & RESPONSE || !(flags & HEARTBEAT)) this.part_(frame, this.isNegotiated_ || isHello);
     if (flags & RESPONSE) {
-      if (flags & HEARTBEAT) return seq == this.hello_ ? this.answered_(frame) : undefined;
+      if (flags & HEARTBEAT) return isHello ? this.answered_(frame) : undefined;
       const call = this.calls_.get(seq);
       this.calls_.delete(seq);
       if (call) this.events_.replied_(this, call, frame);
@@ -146,23 +163,23 @@ export class Conn {
   }
 
   private answered_(frame: Frame) {
-    const { meta_: meta } = frame;
+    const { said_: said } = frame;
     this.hello_ = -1n;
     if (isFailed(frame)) {
       // Without a kind it is a plain server, whatever it says.
-      if (meta["_bw.err"]) {
-        this.events_.named_?.(meta["_bw.alt"]);
-        throw errorOf(meta, true);
+      if (said.err) {
+        this.events_.named_?.(said.alt);
+        throw errorOf(said);
       }
-    } else if (meta["_bw.ok"]) {
+    } else if (said.ok) {
       this.isNegotiated_ = true;
-      this.caps_ = (meta["_bw.caps"] ?? "").split(",");
-      this.most_ = Math.min(this.most_, Number(meta["_bw.max"]) || Infinity);
+      this.caps_ = (said.caps ?? "").split(",");
+      this.most_ = Math.min(this.most_, Number(said.max) || Infinity);
     }
     this.isUp_ = true;
     this.upSince_ = now();
     this.watch_();
-    this.events_.welcomed_(this, this.isNegotiated_ ? meta : undefined);
+    this.events_.welcomed_(this, this.isNegotiated_ ? said : undefined);
   }
 
   /** Looks after the connection every so many milliseconds. */
@@ -205,10 +222,7 @@ export class Conn {
     const calls = [...this.calls_.values()];
     this.calls_.clear();
     this.events_.ended_(this, error);
-    const lost = new BothwaysError("lost", `before the reply: ${error.message}`, {
-      cause: error,
-      maybeExecuted: true,
-    });
+    const lost = new BothwaysError("lost", `before the reply: ${error.message}`, { cause: error });
     for (const call of calls) call.settle_(lost);
   }
 }

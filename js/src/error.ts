@@ -1,4 +1,4 @@
-import type { Meta } from "./frame.js";
+import type { Said } from "./frame.js";
 
 /**
  * Why something failed.
@@ -28,27 +28,22 @@ export class BothwaysError extends Error {
   /** Milliseconds after which the server wants to be asked again, if it said so. */
   retryAfter?: number;
 
-  constructor(readonly code: ErrorCode, message: string, options?: { cause?: unknown; maybeExecuted?: boolean }) {
+  constructor(readonly code: ErrorCode, message: string, options?: { cause?: unknown }) {
     super(message, options);
-    this.maybeExecuted = !!options?.maybeExecuted;
+    this.maybeExecuted = /^(remote|lost|decode|timeout|internal|bad)/.test(code);
   }
 }
 
-/** The kinds of errors that a server names. After the first four nothing was run. */
-const KINDS = ["overloaded", "unauthenticated", "not_found", "shutting_down", "bad_arguments", "internal", "timeout"];
+/** True for a kind of errors that a server may name; what we do not know is the application's. */
+export const isKind = (kind: string | undefined): kind is ErrorCode =>
+  /^(overloaded|unauthenticated|not_found|shutting_down|bad_arguments|internal|timeout)$/.test(kind!);
 
-/** True for a kind that a server may name; what we do not know is the application's. */
-export const isKind = (kind: string | undefined): kind is ErrorCode => KINDS.includes(kind!);
-
-/** The error that a refused Hello or a failed reply is. A server that negotiated says more than its text. */
-export function errorOf({ __rpcx_error__: text, ...said }: Meta, isNegotiated: boolean): BothwaysError {
-  if (!isNegotiated) said = {};
-  const kind = said["_bw.err"];
-  const at = KINDS.indexOf(kind!);
-  const error = new BothwaysError(isKind(kind) ? kind : "remote", text || "the server says no more", { maybeExecuted: at < 0 || at > 3 });
-  error.appCode = said["_bw.app"];
-  error.detailType = said["_bw.dt"];
-  error.retryAfter = Number(said["_bw.after"]) || undefined;
+/** The error that a refused Hello or a failed reply is. */
+export function errorOf({ rpcx_error__: text, err, app, dt, after }: Said): BothwaysError {
+  const error = new BothwaysError(isKind(err) ? err : "remote", text || "the server says no more");
+  error.appCode = app;
+  error.detailType = dt;
+  error.retryAfter = Number(after) || undefined;
   return error;
 }
 

@@ -21,6 +21,9 @@ export const PUSH_BIT = 1n << 63n;
 export const OTHER_BIT = 1n << 62n;
 export const OFFSET_MASK = OTHER_BIT - 1n;
 
+/** What the framework says beside a payload: `_bw.sid` is `sid`, and `__AUTH` is `AUTH`. */
+export type Said = { [name: string]: string | undefined };
+
 export interface Frame {
   flags_: number;
   type_: number;
@@ -28,6 +31,10 @@ export interface Frame {
   path_: string;
   method_: string;
   meta_: Meta;
+  /** A connection takes it out of the metadata; what is left is the application's. */
+  said_: Said;
+  /** It is for the framework. */
+  isOurs_: boolean;
   payload_: Uint8Array;
 }
 
@@ -115,7 +122,7 @@ function decodeFrame(bytes: Uint8Array): Frame {
     method_: text(method!),
     meta_,
     payload_,
-  };
+  } as Frame;
 }
 
 /**

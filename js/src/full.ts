@@ -3,10 +3,9 @@
 import { answersOf, handle } from "./answers.js";
 import { Core } from "./client.js";
 import { json, raw } from "./codec.js";
+import { dropRepeats } from "./keys.js";
 import { msgpack } from "./msgpack.js";
-import { followOthers } from "./others.js";
 import { followPage } from "./page.js";
-import { keepSession } from "./store.js";
 import { subscribe, topicsOf, type Subscription } from "./topics.js";
 import type { CallHandler, Options, PushHandler, SubscribeOptions } from "./types.js";
 import type { Dial } from "./wire.js";
@@ -25,10 +24,8 @@ export class Client extends Core {
     };
     answersOf(this);
     topicsOf(this);
+    dropRepeats(this);
     followPage(this);
-    const { others = true } = options;
-    if (others) followOthers(this, others === true ? undefined : others);
-    if (options.storage) keepSession(this, options.storage, options.storageKey);
   }
 
   /**

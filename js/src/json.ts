@@ -4,23 +4,21 @@
  * {@link followOthers}, {@link followPage}, {@link subscribe}, {@link keepSession}. Changes of presence are MessagePack: `presence` shows who is
  * there when the client subscribes or connects, and no changes.
  */
-import { plainJson } from "./codec.js";
+import { json } from "./codec.js";
 import { Core } from "./client.js";
 import { webSocketDial } from "./wire.js";
-import type { CoreOptions } from "./types.js";
+import type { Options } from "./types.js";
 
 export { handle } from "./answers.js";
 export { Core as Client } from "./client.js";
-export { followOthers } from "./others.js";
+export { dropRepeats } from "./keys.js";
 export { followPage } from "./page.js";
 export * from "./public.js";
-export { keepSession } from "./store.js";
 export { subscribe } from "./topics.js";
 
 export class Bothways extends Core {
   /** `address`: `wss://host/_rpcx_`, rpcx's `ws@host:port`, or `/_rpcx_` on the server that the page came from. */
-  constructor(address: string, options: CoreOptions = {}) {
-    if ("storage" in options) throw new TypeError("storage: keepSession(client, storage)");
-    super(address, options, { codecs: [plainJson], dial: webSocketDial(options.WebSocket) });
+  constructor(address: string, options: Options = {}) {
+    super(address, options, { codecs: [json()], dial: webSocketDial(options.WebSocket) });
   }
 }

@@ -1,6 +1,6 @@
 /** MessagePack, as much of it as a client of rpcx meets. */
 
-import { fromWire, toWire, type Codec, type NameOptions } from "./codec.js";
+import type { Codec } from "./codec.js";
 import { MSGPACK_TYPE, text, utf8, viewOf } from "./frame.js";
 
 /** A value of an extension type that we do not know. */
@@ -8,7 +8,7 @@ export class Ext {
   constructor(readonly type: number, readonly data: Uint8Array) {}
 }
 
-export interface MsgpackOptions extends NameOptions {
+export interface MsgpackOptions {
   /**
    * What integers become that have 64 bits on the wire; Go sends every `int64` and `uint64` so, even 1.
    * - `"auto"` (default): a number if it is exact (up to 2^53), else a `bigint`;
@@ -24,9 +24,9 @@ export interface MsgpackOptions extends NameOptions {
 const DEPTH_MAX = 100;
 
 /** Where numbers become bytes. */
-const scratch = new DataView(new ArrayBuffer(12));
+const scratch = /* @__PURE__ */ new DataView(/* @__PURE__ */ new ArrayBuffer(12));
 
-function encode(value: unknown, isPascal: boolean): Uint8Array {
+function encode(value: unknown): Uint8Array {
   let bytes = new Uint8Array(256);
   let at = 0;
 
@@ -80,9 +80,7 @@ function encode(value: unknown, isPascal: boolean): Uint8Array {
   };
 
   const ext = (type: number, data: Uint8Array) => {
-    const fixed = [1, 2, 4, 8, 16].indexOf(data.length);
-    if (fixed < 0) length(data.length, 0, 0, 0xc7, 0xc8);
-    else append([0xd4 + fixed]);
+    length(data.length, 0, 0, 0xc7, 0xc8);
     append([type & 255]);
     append(data);
   };
@@ -91,13 +89,10 @@ function encode(value: unknown, isPascal: boolean): Uint8Array {
     const millis = date.getTime();
     if (isNaN(millis)) throw new TypeError("an invalid date has no form in MessagePack");
     const seconds = Math.floor(millis / 1000);
-    const nanos = (millis - seconds * 1000) * 1e6;
-    // The short form is for whole seconds of 32 bits, that of eight bytes for seconds of 34 bits.
-    const size = seconds < 0 || seconds >= 2 ** 34 ? 12 : nanos || seconds >= 2 ** 32 ? 8 : 4;
-    scratch.setUint32(0, nanos);
-    scratch.setBigInt64(4, size == 8 ? (BigInt(nanos) << 34n) | BigInt(seconds) : BigInt(seconds));
-    // Copied, as the head of the value needs the room.
-    ext(-1, new Uint8Array(scratch.buffer, 12 - size).slice());
+    scratch.setUint32(0, (millis - seconds * 1000) * 1e6);
+    scratch.setBigInt64(4, BigInt(seconds));
+    // The form of 12 bytes has room for all. Copied, as the head of the value needs the room.
+    ext(-1, new Uint8Array(scratch.buffer).slice());
   };
 
   const object = (value: object, depth: number) => {
@@ -112,12 +107,11 @@ function encode(value: unknown, isPascal: boolean): Uint8Array {
     } else if (value instanceof Ext) {
       ext(value.type, value.data);
     } else {
-      const isMap = value instanceof Map;
       // As in JSON, a field without a value is no field.
-      const entries = isMap ? [...value] : Object.entries(value).filter(([, field]) => field !== undefined && typeof field != "function");
+      const entries = value instanceof Map ? [...value] : Object.entries(value).filter(([, field]) => field !== undefined && typeof field != "function");
       length(entries.length, 0x80, 16, 0, 0xde);
       for (const [key, field] of entries) {
-        put(isPascal && !isMap ? toWire(key) : key, depth);
+        put(key, depth);
         put(field, depth);
       }
     }
@@ -150,7 +144,7 @@ function encode(value: unknown, isPascal: boolean): Uint8Array {
   return bytes.subarray(0, at);
 }
 
-function decode(bytes: Uint8Array, { int64, rename, dates }: MsgpackOptions): unknown {
+function decode(bytes: Uint8Array, { int64, dates }: MsgpackOptions): unknown {
   const view = viewOf(bytes);
   let at = 0;
 
@@ -191,7 +185,7 @@ function decode(bytes: Uint8Array, { int64, rename, dates }: MsgpackOptions): un
     for (; length; length--) {
       const key = take(depth);
       if (typeof key == "object" && key) throw new TypeError("a key of a map is no scalar");
-      entries.push([rename ? fromWire(`${key}`) : `${key}`, take(depth)]);
+      entries.push([`${key}`, take(depth)]);
     }
     // One called `__proto__` is a field like any other.
     return Object.fromEntries(entries);
@@ -243,7 +237,7 @@ function decode(bytes: Uint8Array, { int64, rename, dates }: MsgpackOptions): un
  */
 export const msgpack = (options: MsgpackOptions = {}): Codec => ({
   type: MSGPACK_TYPE,
-  encode: (value) => encode(value, options.rename == "pascal"),
+  encode,
   // An empty payload is no value: the reply of a function that returns nothing.
   decode: (bytes) => (bytes.length ? decode(bytes, options) : undefined),
 });

@@ -3,6 +3,7 @@ import { connect as connectTcp, type Socket } from "node:net";
 import { connect as connectTls, type ConnectionOptions } from "node:tls";
 
 import { Client } from "./full.js";
+import { followOthers } from "./others.js";
 import { webSocketDial, type Dial } from "./wire.js";
 import type { Options as BrowserOptions } from "./types.js";
 
@@ -14,6 +15,12 @@ export { Ext, msgpack, type MsgpackOptions } from "./msgpack.js";
 export interface Options extends BrowserOptions {
   /** For `tls@`: authorities, a client certificate, the server's name, as Node's `tls.connect` takes them. */
   tls?: ConnectionOptions;
+  /**
+   * Whether the client goes where its server says when it stops: for each address, in the form of the client's own; `false`:
+   * nowhere, as for a balancer that is to decide. It keeps its network and its path. Default: to the host of its own
+   * address, and to hosts below that.
+   */
+  others?: boolean | ((address: string) => boolean);
 }
 
 /** A server that reads nothing gets so long to take what was sent, in milliseconds; then the socket is closed. */
@@ -83,5 +90,7 @@ export class Bothways extends Client {
   /** `address`: as rpcx's, `tcp@host:port`, `tls@host:port`, `unix@/path`, `ws@host:port`, or the URL of a WebSocket. */
   constructor(address: string, options: Options = {}) {
     super(address, options, socketDial(options));
+    const { others = true } = options;
+    if (others) followOthers(this, others === true ? undefined : others);
   }
 }

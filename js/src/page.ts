@@ -18,6 +18,8 @@ export function followPage(client: Core): void {
     const wake = () => {
       const wasPaused = client.isPaused_;
       client.isPaused_ = false;
+      // Another page of this tab may have had the session meanwhile.
+      if (wasPaused) client.store_?.restore_();
       if (wasPaused && !client.conn_) client.plan_(Math.max(0, client.notBefore_ - now()));
       probe();
       client.hurry_(0);

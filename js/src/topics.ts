@@ -166,9 +166,9 @@ export class Topics {
     return client.decode_(await client.send_(CONTROL, method, args, { codec }), codec);
   }
 
-  /** Goes on where an earlier page was. */
+  /** Goes on where another page was. */
   restore_() {
-    for (const topic of this.all_.values()) if (!topic.at_.epoch) this.place_(topic);
+    for (const topic of this.all_.values()) this.place_(topic);
   }
 
   private place_(topic: Topic) {

@@ -4,7 +4,7 @@ import type { Meta } from "./frame.js";
 import type { Dial, WebSocketClass } from "./wire.js";
 
 /** How a client connects, calls and listens. Times are milliseconds. */
-export interface CoreOptions {
+export interface Options {
   /** The token that goes with every request (`__AUTH`), or a function that returns it: asked before each connection, and
    * once more when the server has refused the token. After a second refusal the client is closed. Default: none. */
   token?: string | (() => string | Promise<string>);
@@ -58,31 +58,14 @@ export interface CoreOptions {
 /** What a session is kept in: `sessionStorage`, or what is like it. */
 export type SessionStorage = Pick<Storage, "getItem" | "setItem" | "removeItem">;
 
-export interface Options extends CoreOptions {
-  /**
-   * Where the session is kept when the page is left: `sessionStorage`, for a client that goes on with it after a reload.
-   * The session's secret is there for every script of the page. Default: in memory only; a page that is left ends its
-   * session. Register push handlers and subscriptions before `connect()`: what was missed comes at once.
-   */
-  storage?: SessionStorage;
-  /** Its name there. Default `"bothways:"` and the address. */
-  storageKey?: string;
-  /**
-   * Whether the client goes where its server says when it stops: for each address, in the form of the client's own; `false`:
-   * nowhere, as for a balancer that is to decide. It keeps its network and its path. Default: to the host of its own
-   * address, and to hosts below that.
-   */
-  others?: boolean | ((address: string) => boolean);
-}
-
 export interface CallOptions {
-  /** See {@link CoreOptions.timeout}. */
+  /** See {@link Options.timeout}. */
   timeout?: number;
   /** Gives the call up: it rejects with the signal's reason, and the server is told. */
   signal?: AbortSignal;
   /** Pairs beside the arguments. Names that begin with `_bw.` or `__` belong to the framework. */
   meta?: Meta;
-  /** See {@link CoreOptions.codec}. */
+  /** See {@link Options.codec}. */
   codec?: Codec;
 }
 

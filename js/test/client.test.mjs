@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { setTimeout as pause } from "node:timers/promises";
 import { FakeServer } from "./fake.mjs";
 import { Inbox, root, within } from "./helpers.mjs";
-import { Bothways } from "../dist/index.js";
+import { Bothways, keepSession } from "../dist/index.js";
 import { HEARTBEAT, isHeartbeat, isResponse, ONEWAY, OTHER_BIT, PUSH_BIT, RESPONSE, msgpack } from "./built/internals.mjs";
 
 const codec = msgpack();
@@ -717,7 +717,12 @@ const storage = () => {
 test("a stored session goes on after a reload", async (t) => {
   const server = new FakeServer();
   const kept = storage();
-  const before = pair(t, { storage: kept }, server);
+  const page = () => {
+    const all = pair(t, {}, server);
+    keepSession(all.bw, kept);
+    return all;
+  };
+  const before = page();
   before.bw.onPush("T", "push", (value) => {
     if (value === 1) throw new Error("no");
   });
@@ -728,7 +733,7 @@ test("a stored session goes on after a reload", async (t) => {
   await acked(first, "2,2");
   first.isClosed = true;
 
-  const after = pair(t, { storage: kept }, server);
+  const after = page();
   after.bw.onPush("T", "push", after.pushes.put);
   await after.bw.connect();
   assert.equal((await connected(after.states)).resumed, true);
@@ -742,10 +747,51 @@ test("a stored session goes on after a reload", async (t) => {
 
   for (const nonsense of ["{", "7", '{"sid":5}', '{"sid":"s","key":"k","off":"x","try":"y","fails":7}']) {
     kept.values.set("bothways:fake", nonsense);
-    const { bw } = pair(t, { storage: kept });
+    const { bw } = pair(t);
+    keepSession(bw, kept);
     await bw.connect();
     bw.close();
   }
+});
+
+test("of two pages that have one storage only the later one keeps its session there", async (t) => {
+  const server = new FakeServer();
+  const kept = storage();
+  const page = () => {
+    const all = pair(t, {}, server);
+    keepSession(all.bw, kept, "k");
+    all.bw.onPush("T", "push", all.pushes.put);
+    return all;
+  };
+  const before = page();
+  await before.bw.connect();
+  const first = await server.connection(1);
+  first.push(1, 1);
+  await acked(first, "1,1");
+
+  // The next page reads the storage as late as it can: what the first one still acknowledges counts.
+  let give;
+  const after = pair(t, { token: () => new Promise((done) => (give = done)) }, server);
+  keepSession(after.bw, kept, "k");
+  const connecting = after.bw.connect();
+  first.push(2, 2);
+  await acked(first, "2,2");
+  give("t");
+  await connecting;
+  assert.equal(after.bw.state.resumed, true);
+  const second = await server.connection(2);
+  assert.equal(second.frames.values[0].meta_["_bw.off"], "2");
+
+  // The first one hears of it, leaves the storage alone, and comes back as another, not at once.
+  const { values: [text] } = { values: [...kept.values.values()] };
+  first.control("Goodbye", { "_bw.code": "moved" });
+  assert.deepEqual([before.bw.state.name, before.sessions.values], ["reconnecting", [{ lost: "moved" }]]);
+  assert.ok(before.bw.state.in >= 10_000, `${before.bw.state.in} ms`);
+  before.bw.close();
+  assert.deepEqual([...kept.values.values()], [text]);
+  second.push(3, 3);
+  await acked(second, "3,3");
+  assert.match(kept.values.get("k"), /"off":"3"/);
 });
 
 test("a way to connect that fails at once is tried again", async (t) => {

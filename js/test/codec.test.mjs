@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { values } from "./golden.mjs";
 import { seeds } from "./random.mjs";
-import { Ext, json, msgpack, raw } from "./built/internals.mjs";
+import { Ext, json, msgpack, pascal as named, raw } from "./built/internals.mjs";
 
 const plain = msgpack();
 
@@ -123,14 +123,14 @@ test("a field called __proto__ is a field", () => {
 
 test("names can be Go's on the wire", () => {
   for (const of of [msgpack, json]) {
-    const [bare, pascal] = [of(), of({ rename: "pascal" })];
+    const [bare, pascal] = [of(), named(of())];
     const here = { userName: "ann", items: [{ itemId: 1 }] };
     const wire = { UserName: "ann", Items: [{ ItemId: 1 }] };
     assert.deepEqual(bare.decode(pascal.encode(here)), wire);
     assert.deepEqual(pascal.decode(bare.encode(wire)), here);
   }
   const map = new Map([["userName", { itemId: 1 }]]);
-  assert.deepEqual(plain.decode(msgpack({ rename: "pascal" }).encode(map)), { userName: { ItemId: 1 } });
+  assert.deepEqual(plain.decode(named(msgpack()).encode(map)), { userName: { ItemId: 1 } });
 });
 
 test("times are dates, or what they were on the wire", () => {

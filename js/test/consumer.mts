@@ -1,9 +1,9 @@
 // What an application in TypeScript sees: compiled, and never run.
 import { Bothways, BothwaysError, msgpack, raw, type Message, type Options, type State } from "bothways";
-import { Bothways as OfJson, followPage, handle, json, keepSession, subscribe } from "bothways/json";
+import { Bothways as OfJson, followPage, handle, json, keepSession, pascal, subscribe } from "bothways/json";
 import { Bothways as OfNode } from "bothways/node";
 
-const options: Options = { token: async () => "t", codec: msgpack({ int64: "bigint" }), storage: sessionStorage };
+const options: Options = { token: async () => "t", codec: msgpack({ int64: "bigint" }) };
 const bw = new Bothways("wss://example.org/_rpcx_", options);
 const off: () => void = bw.on("state", (state: State) => state.name == "reconnecting" && state.in.toFixed(1));
 bw.onPush("Mail", "New", async (value: { subject: string }, message: Message) => [value.subject, message.text()]);
@@ -13,7 +13,7 @@ const { value, meta } = await bw.request<string>("P", "m", new Uint8Array(1), { 
 const sub = bw.subscribe("news.>", () => {}, { from: { epoch: 1n, offset: 2n }, presence: (members) => members[0]?.user });
 sub.on("gap", ({ topic }) => topic.length);
 const { recovered }: { recovered: boolean } = await sub.ready;
-const small = new OfJson("/_rpcx_", { codec: json({ rename: "pascal" }) });
+const small = new OfJson("/_rpcx_", { codec: pascal(json()) });
 keepSession(small, sessionStorage, "key");
 followPage(small);
 handle(small, "Chat", { last: (args: number, call) => call.signal.aborted && args });

@@ -2,6 +2,7 @@
 import { HEARTBEAT, ONEWAY, RESPONSE, type Frame } from "../src/frame.js";
 
 export { json, raw } from "../src/codec.js";
+export { pascal } from "../src/names.js";
 export * from "../src/frame.js";
 export { Ext, msgpack } from "../src/msgpack.js";
 export { Session, parseOffset } from "../src/session.js";

@@ -63,7 +63,6 @@ test("alone it calls, takes pushes and resumes, and says no more to the server",
   call(await server.connection(2), 1);
   await welcomed(states, 3);
   assert.equal((await server.connection(2)).isClosed, true, "calls were not agreed on");
-  assert.throws(() => new Bothways("fake", { storage: storage() }), /keepSession/);
 });
 
 test("a bundler leaves out what a page does not import", async () => {

@@ -3,8 +3,9 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { FakeServer } from "./fake.mjs";
 import { Inbox } from "./helpers.mjs";
-import { Bothways } from "../dist/index.js";
-import { Bothways as Small, followOthers } from "../dist/json.js";
+import * as page from "../dist/index.js";
+import * as small from "../dist/json.js";
+import { Bothways } from "../dist/node.js";
 
 /** A client of this address, and where it connects to; nobody is at an address that `gone` has. */
 function clientOf(t, home, options = {}, gone = [], Class = Bothways) {
@@ -76,9 +77,9 @@ test("where nobody is, the client goes on to the next address, and home, and for
   assert.equal(dialed.values[before], home);
 });
 
-test("the small client goes home unless it is told to follow", async (t) => {
-  for (const follows of [false, true]) {
-    const { bw, server, dialed } = clientOf(t, "ws://h/p", {}, [], Small);
+test("the client of a page goes home unless it is told to follow", async (t) => {
+  for (const [{ Bothways, followOthers }, follows] of [[page, false], [page, true], [small, false], [small, true]]) {
+    const { bw, server, dialed } = clientOf(t, "ws://h/p", {}, [], Bothways);
     if (follows) followOthers(bw);
     await bw.connect();
     (await server.connection(1)).control("Goodbye", { "_bw.code": "shutting_down", "_bw.alt": "ws@a.h" });

@@ -60,7 +60,7 @@ enum Command {
     },
     /// Calls the user, and answers its reply or the error.
     Call { id: u64, user: String, path: String, method: String, args: Value, millis: u64 },
-    /// Answers user, id, generation and what waits of each session.
+    /// Answers user, id, generation and what waits of each session, and whether its client is here.
     Sessions { id: u64 },
     /// Who is in this topic.
     Presence { id: u64, topic: String },
@@ -210,6 +210,7 @@ async fn obey(server: &Server, least: &AtomicU64, command: Command) -> anyhow::R
                 json!({
                     "user": session.user().as_deref(), "session": session.id(), "generation": session.generation(),
                     "waiting": session.waiting().0, "dropped": session.dropped(),
+                    "isHere": session.connection().is_some(),
                 })
             });
             println!("{}", json!({"id": id, "sessions": told.collect::<Vec<_>>()}));
