@@ -18,7 +18,7 @@ use bothways::{
     store::AppendError,
     testing::{self, TestClient},
 };
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::{
     support::{Node, nodes},
@@ -176,6 +176,32 @@ fn letters_come_once_and_in_order_through_faults() {
             faults.register_up(true);
             faults.mail_up(true);
             story.ends(&mut ann, &one, &format!("seed {seed}")).await;
+        });
+    }
+}
+
+/// The node of the session is gone without a word, with letters that were delivered and not handled: the client has another
+/// session at another node, and its device the rest of the mailbox, nothing twice.
+#[test]
+fn letters_outlive_the_node_of_their_session() {
+    for seed in 200..210 {
+        testing::run(async {
+            let broker = MemoryBroker::new();
+            let [one, other, third] = nodes(&broker).await;
+            let (mut ann, mut story, mut dice) = (phone(&one).await, Story::default(), Dice(seed));
+            story.post(&other, 3 + dice.below(10));
+            story.post(&third, dice.below(10));
+            let (within, held) = (Duration::from_millis(dice.below(20)), dice.below(8));
+            story.take(&mut ann, within, held).await;
+
+            broker.faults().kill(one.id);
+            goes_to(&ann, &other);
+            drop(one);
+            story.post(&third, 5);
+            story.take(&mut ann, Duration::from_secs(dice.below(30)), dice.below(3)).await;
+            story.post(&other, 5);
+            sleep(Duration::from_secs(60)).await;
+            story.ends(&mut ann, &other, &format!("seed {seed}")).await;
         });
     }
 }

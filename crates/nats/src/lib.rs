@@ -4,6 +4,7 @@ mod logs;
 mod names;
 mod options;
 mod register;
+mod rings;
 mod streams;
 mod wire;
 
@@ -284,7 +285,9 @@ impl Here {
     async fn follow_mailboxes(&self, follower: Arc<dyn Follower>) -> Result<Following, EngineDown> {
         let subject = self.streams.names.subject('b', "*", "*");
         let mailboxes = Kind::all_of(&Log::Mailbox(String::new()));
-        self.follow_subject(subject, mailboxes, follower, names::name_of).await
+        let following = self.follow_subject(subject, mailboxes, follower, names::name_of).await?;
+        self.streams.rings.follow();
+        Ok(following)
     }
 
     /// `name` makes what is told out of the last part of a subject.
@@ -392,7 +395,13 @@ async fn tell_follower(
         let stored = match token {
             UNKEPT => None,
             token => match chain(&streams, token, &message) {
-                Some(stored) => Some(stored),
+                Some((kind, place, previous)) => {
+                    let is_letter = matches!(kind, Kind::Mailbox(_));
+                    if is_letter && !streams.rings.rang(kind, place.epoch, place.sequence) {
+                        wire.events.gap();
+                    }
+                    Some((place, previous))
+                }
                 // Of a stream that was made just now: it is looked at, and what is missed is read then.
                 None => {
                     streams.doubt.notify_one();
@@ -405,11 +414,12 @@ async fn tell_follower(
     }
 }
 
-/// Where something is stored, and the last sequence of its log before.
-fn chain(streams: &Streams, token: &str, message: &Message) -> Option<(Place, u64)> {
-    let identity = streams.of_token(token)?;
+/// In which stream something is stored, where, and the last sequence of its log before.
+fn chain(streams: &Streams, token: &str, message: &Message) -> Option<(Kind, Place, u64)> {
+    let (kind, identity) = streams.of_token(token)?;
     let number = |name: &str| message.headers.as_ref()?.get_last(name)?.as_str().parse::<u64>().ok();
-    Some((Place { epoch: identity.epoch(), sequence: number("Nats-Sequence")? }, number("Nats-Last-Sequence")?))
+    let place = Place { epoch: identity.epoch(), sequence: number("Nats-Sequence")? };
+    Some((kind, place, number("Nats-Last-Sequence")?))
 }
 
 impl Store for NatsEngine {

@@ -414,7 +414,7 @@ pub(crate) async fn watch_leases(register: Weak<Register>, mut subscriber: async
         let sequence = sequence.and_then(|sequence| sequence.as_str().parse().ok());
         let token = register.streams.names.parts(&message.subject).map(|(token, _)| token);
         let identity = token.and_then(|token| register.streams.of_token(token));
-        let (Some(sequence), Some(identity)) = (sequence, identity) else { continue };
+        let (Some(sequence), Some((_, identity))) = (sequence, identity) else { continue };
         let got = Got { subject: message.subject.to_string(), sequence, bytes: message.payload };
         if let Some((node, card)) = register.member(&got) {
             register.seen(identity.epoch(), node, sequence, card);

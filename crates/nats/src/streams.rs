@@ -34,6 +34,7 @@ use tokio::{
 use crate::{
     names::{Kind, Names},
     options::ConnectError,
+    rings::Rings,
     wire::{Failure, Outbox, Wire},
 };
 
@@ -209,6 +210,10 @@ pub(crate) struct Streams {
     batches: HashMap<Kind, Semaphore>,
     /// How far each stream of logs has surely been, in which epoch.
     reached: Mutex<HashMap<Kind, (u64, u64)>>,
+    /// Which letters have rung here, of those streams whose rings are followed.
+    pub(crate) rings: Rings,
+    /// Who leads each stream, and since when, as it said last.
+    leaders: Mutex<HashMap<Kind, Value>>,
     /// A write has failed, and none has succeeded since.
     writes_fail: AtomicBool,
     /// Woken when something failed: the streams are to be looked at.
@@ -234,6 +239,8 @@ impl Streams {
             known: RwLock::default(),
             batches: Kind::all().map(|kind| (kind, Semaphore::new(BATCHES_MAX))).collect(),
             reached: Mutex::default(),
+            rings: Rings::default(),
+            leaders: Mutex::default(),
             writes_fail: AtomicBool::new(false),
             doubt: Notify::new(),
         }
@@ -244,8 +251,35 @@ impl Streams {
     }
 
     /// Which stream has this token now.
-    pub(crate) fn of_token(&self, token: &str) -> Option<Identity> {
-        self.known.read().values().find(|identity| identity.token() == token).cloned()
+    pub(crate) fn of_token(&self, token: &str) -> Option<(Kind, Identity)> {
+        let known = self.known.read();
+        known.iter().find(|(_, identity)| identity.token() == token).map(|(kind, identity)| (*kind, identity.clone()))
+    }
+
+    /// A stream was looked at. What of it is published again, and did not come here, is a gap: all readers look.
+    fn look_for_gaps(&self, kind: Kind, epoch: u64, info: &Value) {
+        if !matches!(kind, Kind::History(_) | Kind::Mailbox(_)) {
+            return;
+        }
+        let last = info["state"]["last_seq"].as_u64().unwrap_or_default();
+        let is_whole =
+            !matches!(kind, Kind::Mailbox(_)) || self.rings.ends_at(kind, epoch, last, Instant::now().into());
+        if !is_whole || self.has_another_leader(kind, info) {
+            self.wire.events.gap();
+        }
+    }
+
+    /// True if another server leads a stream than before. One that is elected stores what the one before it had taken, and
+    /// may not publish that again.
+    fn has_another_leader(&self, kind: Kind, info: &Value) -> bool {
+        let cluster = &info["cluster"];
+        if !cluster["leader"].is_string() {
+            return false;
+        }
+        // Servers before 2.12 do not say since when.
+        let now = json!([cluster["leader"], cluster["leader_since"]]);
+        let before = self.leaders.lock().insert(kind, now.clone());
+        before.is_some_and(|before| before != now)
     }
 
     /// A stream of logs has been so far. False: it is in another epoch by now, or has lost its end.
@@ -361,6 +395,7 @@ impl Streams {
                     let identity = self.judge(kind, &name, &info)?;
                     let last = info["state"]["last_seq"].as_u64().unwrap_or_default();
                     if self.is_at(kind, identity.epoch, last) {
+                        self.look_for_gaps(kind, identity.epoch, &info);
                         return Ok(identity);
                     }
                     continue;

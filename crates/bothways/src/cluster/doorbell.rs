@@ -1,7 +1,7 @@
 //! Rings for what other nodes put into mailboxes: the sessions here look, and get what the engine shows them.
 //!
 //! A ring is a reason to look, and no letter; so one that is lost delays its letter, until the next one, the client's next
-//! session, or the next epoch of the engine, when all sessions look.
+//! session, or the next epoch of the engine, when all sessions look. The engine begins one when it misses a ring.
 
 use std::sync::{Arc, Weak};
 

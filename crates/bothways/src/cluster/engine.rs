@@ -288,7 +288,8 @@ pub trait Engine: Store {
 
     /// Follows the mailboxes of all users: each entry that is appended to one rings, without its bytes, with its user as
     /// the topic, its place, and the last sequence of the mailbox before it. What comes while mail is down is missed, and
-    /// the next epoch of [`Self::mail_state`] says so.
+    /// the next epoch of [`Self::mail_state`] says so. Nor may a ring that is lost in any other way stay unnoticed: the
+    /// engine begins an epoch for it, within half a minute.
     ///
     /// # Errors
     /// [`EngineDown`].
