@@ -104,6 +104,7 @@ struct Faults {
     /// After so many appends that go well, so many end unknown; and whether they are applied.
     appends_unknown: (usize, usize, bool),
     mail_lost: usize,
+    told_lost: usize,
     answers_lost: usize,
     mail_twice: usize,
 }
@@ -605,6 +606,9 @@ fn store(shared: &Shared, state: &mut State, to: Log, entry: NewEntry) -> Result
         Log::Mailbox(user) => (state.followers_of(None), Followed::new(user, Bytes::new(), at)),
         Log::Dead(_) | Log::Parked(_) => return Ok((stored(sequence, false), Vec::new())),
     };
+    if take_one(&mut state.faults.told_lost) {
+        return Ok((stored(sequence, false), Vec::new()));
+    }
     let told = followers.into_iter().map(|follower| (follower, message.clone())).collect();
     Ok((stored(sequence, false), told))
 }
@@ -955,6 +959,11 @@ impl MemoryFaults {
     /// The next so many messages do not arrive.
     pub fn lose_mail(&self, count: usize) {
         self.shared.state.lock().faults.mail_lost = count;
+    }
+
+    /// The next so many entries of histories and mailboxes are stored, and nobody who follows is told of them.
+    pub fn tell_nobody(&self, count: usize) {
+        self.shared.state.lock().faults.told_lost = count;
     }
 
     /// The next so many answers do not arrive.

@@ -11,7 +11,7 @@
 //! store, the ends of all topics followed are compared with their logs.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -68,6 +68,20 @@ const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
 /// How often it is looked which topics nobody here subscribes to any more.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// How long a message that is stored, and has not come back, may take to be read from its log.
+const READ_WITHIN: Duration = Duration::from_secs(20);
+/// Topics whose ends are compared with their logs at each such look, in turn: nothing may come behind a message that was
+/// lost on its way.
+const COMPARED_EACH: usize = 32;
+/// An entry that is no message. It gives a topic to which nothing was published a position, from which a client can ask
+/// for what was published since, at any node. It is written when somebody subscribes, and its key keeps it from being
+/// there twice.
+const BEGINNING: &[u8] = b"_bw.begin";
+const BEGINNING_KEY: &str = "_bw.begin";
+/// How long such an entry is kept: at least while its key is known, and at most this long.
+const BEGINNING_KEPT_MIN: Duration = Duration::from_secs(180);
+/// See [`BEGINNING_KEPT_MIN`].
+const BEGINNING_KEPT_MAX: Duration = Duration::from_secs(3600);
 /// Topics that are looked at before others have their turn.
 const AT_ONCE: usize = 256;
 
@@ -260,12 +274,16 @@ impl TopicsOfNode {
         (all, count)
     }
 
-    /// Publishes that are stored, and still have not come back.
-    fn late(&self) -> Vec<u64> {
+    /// Publishes that are stored, and still have not come back; with the topic of those that may still be read.
+    fn late(&self) -> Vec<(u64, Option<Arc<str>>)> {
         let state = self.state.lock();
-        let late =
-            |publishing: &Publishing| publishing.stored.is_some() && DELIVERED_WITHIN <= publishing.since.elapsed();
-        state.publishing.iter().filter(|(_, publishing)| late(publishing)).map(|(number, _)| *number).collect()
+        let late = |(number, publishing): (&u64, &Publishing)| {
+            let waited = publishing.since.elapsed();
+            let may_be_read = !publishing.is_delivered && waited < READ_WITHIN;
+            let is_late = publishing.stored.is_some() && DELIVERED_WITHIN <= waited;
+            is_late.then(|| (*number, may_be_read.then(|| Arc::clone(&publishing.topic))))
+        };
+        state.publishing.iter().filter_map(late).collect()
     }
 
     pub(super) fn count(&self, stats: &mut ClusterStats) {
@@ -280,6 +298,11 @@ fn position(place: Place) -> Position {
     Position { epoch: (place.epoch >> 11).max(1), offset: place.sequence }
 }
 
+/// For a message of another node, or what is none.
+fn new_receipt(sessions: &Registry, message: &SharedMessage) -> Receipt {
+    message.push.as_ref().map_or_else(Receipt::new, |push| sessions.receipt_of(push))
+}
+
 /// Who has written an entry, under which number; and what.
 fn read(bytes: Bytes, limits: &Limits) -> Option<((u64, u64), Push)> {
     let Letter { from, number, carried } = Letter::decode(SerializeType::MSGPACK, bytes).ok()?;
@@ -291,15 +314,18 @@ fn read(bytes: Bytes, limits: &Limits) -> Option<((u64, u64), Push)> {
 
 impl Node {
     fn message(&self, place: Place, bytes: Bytes, limits: &Limits) -> Option<SharedMessage> {
+        if *bytes == *BEGINNING {
+            return Some(SharedMessage { position: position(place), push: None, own: None });
+        }
         let ((from, number), push) = read(bytes, limits)?;
         let own = (from == self.topics.publisher).then_some(number);
-        Some(SharedMessage { position: position(place), push, own })
+        Some(SharedMessage { position: position(place), push: Some(push), own })
     }
 
     /// For what becomes of a message here: that of its publisher, if that is this node.
     fn receipt_of(&self, sessions: &Registry, message: &SharedMessage, place: Place) -> Receipt {
         let own = message.own.and_then(|number| self.topics.seen(number, place));
-        own.unwrap_or_else(|| sessions.receipt_of(&message.push))
+        own.unwrap_or_else(|| new_receipt(sessions, message))
     }
 
     fn settle_publish(&self, sessions: &Registry, number: u64) {
@@ -346,13 +372,39 @@ impl Node {
         told
     }
 
+    /// Compares the end of a topic with its log, if somebody here subscribes. False: nobody does.
+    fn compare(self: &Arc<Self>, sessions: &Registry, topic: Arc<str>) -> bool {
+        let has_subscribers = sessions.hub.has_subscribers(&topic);
+        if has_subscribers && sessions.hub.begin_reading(&topic) {
+            drop(self.spawn_reader(topic));
+        }
+        has_subscribers
+    }
+
+    /// Compares the ends of some topics with their logs: those whose names come after this one.
+    fn compare_some(self: &Arc<Self>, after: &mut Arc<str>) {
+        let Some(sessions) = self.sessions.upgrade() else { return };
+        let mut next = BTreeSet::new();
+        for topic in sessions.hub.copies() {
+            if *after < topic {
+                next.insert(topic);
+            }
+            if COMPARED_EACH < next.len() {
+                next.pop_last();
+            }
+        }
+        let has_more = next.len() == COMPARED_EACH;
+        *after = next.last().filter(|_| has_more).cloned().unwrap_or_default();
+        for topic in next {
+            self.compare(&sessions, topic);
+        }
+    }
+
     /// Compares the ends of all topics followed with their logs.
     async fn compare_all(self: &Arc<Self>) {
         let Some(sessions) = self.sessions.upgrade() else { return };
         for (at, topic) in sessions.hub.copies().into_iter().enumerate() {
-            if sessions.hub.has_subscribers(&topic) && sessions.hub.begin_reading(&topic) {
-                drop(self.spawn_reader(topic));
-            }
+            self.compare(&sessions, topic);
             if at % AT_ONCE == AT_ONCE - 1 {
                 tokio::task::yield_now().await;
             }
@@ -419,8 +471,12 @@ impl Node {
                 tokio::task::yield_now().await;
             }
         }
-        for number in self.topics.late() {
-            self.settle_publish(&sessions, number);
+        for (number, unread) in self.topics.late() {
+            // One whose first append had no known end may not have been told of: the log has it.
+            let is_read = unread.is_some_and(|topic| self.compare(&sessions, topic));
+            if !is_read {
+                self.settle_publish(&sessions, number);
+            }
         }
     }
 
@@ -469,22 +525,44 @@ impl Node {
             self.topics.wanted.notify_one();
         }
         let Some(sessions) = self.sessions.upgrade() else { return false };
+        let mut was_begun = false;
         loop {
             let read = self.topics.read.notified();
             tokio::pin!(read);
             read.as_mut().enable();
             // A pattern has no copy of its own.
             let Some(copy) = sessions.hub.copy(&pattern) else { return true };
+            let is_empty = copy.is_deep && copy.position.epoch == 0;
+            // Where that is not stored, the topic has no position yet.
+            let begins = is_empty && !was_begun && self.begin_topic(&sessions, &pattern).await;
+            was_begun |= is_empty;
             let is_past = |from: Position| from.epoch == copy.position.epoch && from.offset <= copy.position.offset;
-            if copy.is_deep && from.is_none_or(is_past) {
+            if copy.is_deep && !begins && from.is_none_or(is_past) {
                 return true;
             }
             // The copy is behind, or the client is of another life.
             if sessions.hub.begin_reading(&pattern) {
-                return self.spawn_reader(pattern).await.unwrap_or(false);
+                let is_new = self.spawn_reader(Arc::clone(&pattern)).await.unwrap_or(false);
+                let is_empty = sessions.hub.copy(&pattern).is_some_and(|copy| copy.position.epoch == 0);
+                if !is_new || !is_empty || was_begun {
+                    return is_new;
+                }
+                continue;
             }
             read.await;
         }
+    }
+}
+
+impl Node {
+    /// Gives a topic of which nothing is kept a position. False: the store has not taken that.
+    async fn begin_topic(&self, sessions: &Registry, topic: &str) -> bool {
+        let Ok(_place) = self.topics.readers.acquire().await else { return false };
+        let kept_for = sessions.hub.kept_for(topic).unwrap_or(BEGINNING_KEPT_MAX);
+        let entry = NewEntry::new(Bytes::from_static(BEGINNING))
+            .with_key(BEGINNING_KEY)
+            .with_time_to_live(kept_for.clamp(BEGINNING_KEPT_MIN, BEGINNING_KEPT_MAX));
+        self.engine.append(Log::History(topic.to_owned()), entry).await.is_ok()
     }
 }
 
@@ -522,7 +600,7 @@ async fn read_topic(node: &Weak<Node>, topic: &Arc<str>) -> bool {
                 let page = SharedPage { messages, last: page.last.map(position) };
                 let receipt_of = |message: &SharedMessage| match places.get(&message.position.offset) {
                     Some(place) => node.receipt_of(&sessions, message, *place),
-                    None => sessions.receipt_of(&message.push),
+                    None => new_receipt(&sessions, message),
                 };
                 let step = sessions.hub.take_page(topic, &page, &receipt_of);
                 page.messages
@@ -557,7 +635,8 @@ async fn read_topic(node: &Weak<Node>, topic: &Arc<str>) -> bool {
     }
 }
 
-/// What the log has before anything comes live: as many of the newest as the copy keeps. False: it does not answer.
+/// What the log has before anything comes live: as many of the newest as the copy keeps, and the one before them, from which
+/// on nothing is missing. False: it does not answer.
 async fn load(node: &Arc<Node>, sessions: &Arc<Registry>, topic: &Arc<str>) -> bool {
     let (log, most) = (Log::History(topic.to_string()), sessions.hub.messages_max(topic));
     let (mut messages, mut after, mut last) = (VecDeque::new(), 0, None);
@@ -568,7 +647,7 @@ async fn load(node: &Arc<Node>, sessions: &Arc<Registry>, topic: &Arc<str>) -> b
         after = newest.sequence;
         let entries = page.entries.drain(..);
         messages.extend(entries.filter_map(|(place, bytes)| node.message(place, bytes, sessions.limits())));
-        while most < messages.len() {
+        while most + 1 < messages.len() {
             messages.pop_front();
         }
         if page.last.is_none_or(|last| last.sequence <= after) {
@@ -651,7 +730,7 @@ pub(super) async fn keep_topics(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut seen = (*mail.borrow_and_update(), *register.borrow_and_update());
-    let (mut idle, mut sweep_at) = (HashSet::new(), Instant::now() + SWEEP_EVERY);
+    let (mut idle, mut sweep_at, mut compared) = (HashSet::new(), Instant::now() + SWEEP_EVERY, Arc::from(""));
     loop {
         let retry = {
             let Some(node) = node.upgrade() else { return };
@@ -664,6 +743,7 @@ pub(super) async fn keep_topics(
             if sweep_at <= Instant::now() {
                 sweep_at = Instant::now() + SWEEP_EVERY;
                 node.sweep_topics(&mut idle).await;
+                node.compare_some(&mut compared);
             }
             retry
         };

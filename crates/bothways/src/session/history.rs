@@ -142,12 +142,13 @@ impl<T> History<T> {
     }
 
     /// Puts older messages before those that are kept, each with its offset and its bytes, oldest first: nothing is between
-    /// them. Answers with what is dropped.
+    /// them, and nothing between the first and the one `before` it, if that is known. Answers with what is dropped.
     #[cfg(feature = "cluster")]
     #[must_use]
     pub(super) fn prepend(
         &mut self,
         now: Duration,
+        before: Option<u64>,
         older: impl DoubleEndedIterator<Item = (u64, usize, T)>,
     ) -> Vec<Kept<T>> {
         for (offset, bytes, item) in older.rev() {
@@ -156,6 +157,7 @@ impl<T> History<T> {
             self.floor = offset;
             self.kept.push_front(Kept { offset, bytes, at: now, item });
         }
+        self.floor = before.unwrap_or(self.floor);
         self.trim(now)
     }
 

@@ -105,13 +105,21 @@ pub(super) struct Published {
     /// As it was pushed, of a topic whose newest message is sent to every new subscriber, and so to those that do not
     /// know of topics.
     push: Option<Push>,
+    /// It is no message, and nobody is sent it: it gives a topic to which nothing was published a position.
+    is_beginning: bool,
 }
 
-#[cfg(test)]
 impl Published {
+    #[cfg(test)]
     pub(super) fn for_test() -> Self {
         let encoded = Encoded { frame: bytes::Bytes::new(), keyed: None };
-        Self { encoded, name: "T.m".into(), stamp: 0, expires: None, push: None }
+        Self { encoded, name: "T.m".into(), stamp: 0, expires: None, push: None, is_beginning: false }
+    }
+
+    #[cfg(feature = "cluster")]
+    fn beginning(stamp: u64) -> Self {
+        let encoded = Encoded { frame: bytes::Bytes::new(), keyed: None };
+        Self { encoded, name: "".into(), stamp, expires: None, push: None, is_beginning: true }
     }
 }
 
@@ -395,7 +403,7 @@ impl Hub {
             position.offset,
             self.now(),
             bytes,
-            Published { encoded, name: Arc::clone(push.name()), stamp, expires, push: kept_push },
+            Published { encoded, name: Arc::clone(push.name()), stamp, expires, push: kept_push, is_beginning: false },
         );
         receipt.store(position);
         self.topics.schedule(topic, &mut kept);

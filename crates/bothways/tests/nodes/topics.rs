@@ -233,6 +233,95 @@ fn a_publish_waits_for_the_store_or_fails() {
     });
 }
 
+/// A topic to which nothing was published has a position at all nodes: who leaves there, and comes to a node that has not seen
+/// the topic, gets what was published meanwhile. Nobody is sent anything for that.
+#[test]
+fn a_topic_without_a_message_has_a_position() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other, third] = nodes(&broker).await;
+        let (mut here, mut there) = (one.client().await, other.client().await);
+        let [here_at, there_at] = [&here, &there].map(|client| client.client.subscribe("news.new"));
+        let (here_at, there_at) = tokio::join!(here_at, there_at);
+        let at = here_at.expect("it is open").position.expect("it keeps messages");
+        assert_eq!(there_at.expect("it is open").position, Some(at), "one beginning");
+        nothing(&mut here).await;
+        nothing(&mut there).await;
+        let stored = broker.engine().read(Log::History("news.new".to_owned()), 0, 10).await.expect("it works");
+        assert_eq!(stored.entries.len(), 1);
+
+        here.client.close();
+        for text in 1..=3 {
+            one.publish("news.new", &text.to_string()).stored().await.expect("it is stored");
+        }
+        assert_eq!(texts(&mut there, 3).await, ["1", "2", "3"]);
+        for node in [&third, &one, &other] {
+            let mut again = node.client().await;
+            let subscribed = again.client.subscribe_from("news.new", at).await.expect("it is open");
+            assert!(subscribed.recovered, "{subscribed:?}");
+            assert_eq!(texts(&mut again, 3).await, ["1", "2", "3"]);
+        }
+
+        // As many as a copy keeps: nothing is missing before the first of them.
+        let first = one.client().await;
+        let at = first.client.subscribe("news.full").await.expect("it is open").position.expect("it keeps messages");
+        for text in 1..=100 {
+            one.publish("news.full", &text.to_string()).stored().await.expect("it is stored");
+        }
+        let mut again = third.client().await;
+        assert!(again.client.subscribe_from("news.full", at).await.expect("it is open").recovered);
+        assert_eq!(texts(&mut again, 100).await, (1..=100).map(|text| text.to_string()).collect::<Vec<_>>());
+
+        let mut value = one.client().await;
+        assert!(value.client.subscribe("value.new").await.expect("it is open").position.is_some());
+        nothing(&mut value).await;
+        one.publish("value.new", "1").stored().await.expect("it is stored");
+        assert_eq!(next(&mut value).await.0, "1");
+    });
+}
+
+/// Where the beginning of a topic cannot be stored, a client subscribes all the same, and has no position before the first
+/// message.
+#[test]
+fn a_topic_begins_without_a_store_too() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one] = nodes(&broker).await;
+        broker.faults().appends_unknown(0, 1, false);
+        let mut here = one.client().await;
+        let subscribed = here.client.subscribe("news.new").await.expect("it is open");
+        assert_eq!(subscribed.position, None);
+        one.publish("news.new", "1").stored().await.expect("it is stored");
+        assert!(next(&mut here).await.1.is_some());
+    });
+}
+
+/// What stands last in a log comes, though nobody was told of it and nothing comes behind it.
+#[test]
+fn the_last_message_comes_though_nobody_was_told() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other] = nodes(&broker).await;
+        let mut there = other.client().await;
+        there.client.subscribe("news.a").await.expect("it is open");
+        one.publish("news.a", "1").stored().await.expect("it is stored");
+        assert_eq!(next(&mut there).await.0, "1");
+        broker.faults().tell_nobody(1);
+        one.publish("news.a", "2").stored().await.expect("it is stored");
+        assert_eq!(next(&mut there).await.0, "2");
+
+        // Nobody heard how the append ended, and it is made again: its own node reads it too.
+        let mut here = one.client().await;
+        here.client.subscribe("news.a").await.expect("it is open");
+        broker.faults().appends_unknown(0, 1, true);
+        broker.faults().tell_nobody(1);
+        let receipt = one.publish("news.a", "3");
+        receipt.stored().await.expect("it is stored");
+        assert_eq!(receipt.outcomes().targets(), 1, "the session here");
+        assert_eq!((next(&mut here).await.0, next(&mut there).await.0), ("3".to_owned(), "3".to_owned()));
+    });
+}
+
 /// The store has lost its data: the epoch is another one. Who is connected goes on, and is told that something may be
 /// missing; who comes back from before is told that it was not recovered.
 #[test]

@@ -52,11 +52,12 @@ pub(crate) struct ToShare<'a> {
     pub(crate) kept_for: Option<Duration>,
 }
 
-/// A message of a log.
+/// An entry of a log.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedMessage {
     pub(crate) position: Position,
-    pub(crate) push: Push,
+    /// `None`: it is no message, and only stands where the topic begins.
+    pub(crate) push: Option<Push>,
     /// The number of a publish of this node.
     pub(crate) own: Option<u64>,
 }
@@ -182,6 +183,11 @@ impl Hub {
         self.forget_unused([Arc::clone(name)]);
     }
 
+    /// How long a topic keeps its messages. `None`: until others need their place.
+    pub(crate) fn kept_for(&self, topic: &str) -> Option<Duration> {
+        self.shared_options(topic)?.history.as_ref()?.time_to_live
+    }
+
     /// Most messages of the copy of a topic.
     pub(crate) fn messages_max(&self, topic: &str) -> usize {
         let options = self.shared_options(topic).and_then(|options| options.history.as_ref());
@@ -220,7 +226,9 @@ impl Hub {
                 Ok(topic) => topic,
                 // There is no room for a copy: those who are there get it, if nothing is lost on the way.
                 Err(_) => {
-                    let _ = self.publish_apart(topic, &message.push, receipt);
+                    if let Some(push) = &message.push {
+                        let _ = self.publish_apart(topic, push, receipt);
+                    }
                     return Arrived::Taken;
                 }
             },
@@ -254,10 +262,33 @@ impl Hub {
         receipt: &Receipt,
         place: impl FnOnce(&mut Kept) -> Option<(Position, Option<u64>)>,
     ) -> Result<bool, SendError> {
-        let mut positioned = message.push.clone();
+        let Some(push) = &message.push else {
+            self.enter_beginning(topic, place);
+            return Ok(true);
+        };
+        let mut positioned = push.clone();
         positioned.metadata.insert(keys::TOPIC, &*topic.name);
         let delivered = self.fan_out.begin();
-        self.enter(topic, options, &message.push, positioned, receipt, delivered, place)
+        self.enter(topic, options, push, positioned, receipt, delivered, place)
+    }
+
+    /// Keeps where a topic begins, at the place that this finds: as a message that nobody is sent.
+    fn enter_beginning(&self, topic: &Topic, place: impl FnOnce(&mut Kept) -> Option<(Position, Option<u64>)>) {
+        let dropped = {
+            let mut kept = topic.kept.lock();
+            let Some((position, _)) = place(&mut kept) else { return };
+            let Some(history) = kept.history.as_mut() else { return };
+            let stamp = {
+                let _subscriptions = self.subscriptions.read();
+                self.clock.fetch_add(1, Ordering::Relaxed)
+            };
+            let beginning = Published::beginning(stamp);
+            let dropped = history.push_at(position.offset, self.now(), beginning.encoded.size(), beginning);
+            self.topics.schedule(topic, &mut kept);
+            dropped
+        };
+        // Payloads are the application's.
+        drop(dropped);
     }
 
     /// Goes past a message that cannot be kept here.
@@ -302,11 +333,12 @@ impl Hub {
             // Those that came live are here.
             let oldest = history.oldest().unwrap_or(u64::MAX);
             let mut older: Vec<_> = encoded.into_iter().filter(|(offset, ..)| *offset < oldest).collect();
-            older.drain(..older.len().saturating_sub(history.messages_max()));
+            let beyond = older.len().saturating_sub(history.messages_max());
+            let before = older.drain(..beyond).next_back().map(|(offset, ..)| offset);
             let count = older.len() as u64;
             let first = OLDER_STAMPS - count - self.older.fetch_add(count, Ordering::Relaxed);
             older.iter_mut().zip(first..).for_each(|((.., published), stamp)| published.stamp = stamp);
-            dropped = (begun, history.prepend(self.now(), older.into_iter()));
+            dropped = (begun, history.prepend(self.now(), before, older.into_iter()));
             self.topics.schedule(&topic, &mut kept);
         }
         // Payloads are the application's.
@@ -320,7 +352,11 @@ impl Hub {
         message: &SharedMessage,
         previous: Option<u64>,
     ) -> Result<(u64, usize, Published), PushError> {
-        let push = in_order(&message.push, &topic.name, options.latest_only);
+        let Some(push) = &message.push else {
+            let beginning = Published::beginning(0);
+            return Ok((message.position.offset, beginning.encoded.size(), beginning));
+        };
+        let push = in_order(push, &topic.name, options.latest_only);
         let mut positioned = push.clone().into_owned();
         positioned.metadata.insert(keys::TOPIC, &*topic.name);
         set_position(&mut positioned, message.position, previous);
@@ -328,7 +364,8 @@ impl Hub {
         let kept_push = options.latest_only.then(|| push.to_keep());
         let bytes = encoded.size() + kept_push.as_ref().map_or(0, Push::size);
         let expires = push.time_to_live.map(after);
-        let published = Published { encoded, name: Arc::clone(push.name()), stamp: 0, expires, push: kept_push };
+        let name = Arc::clone(push.name());
+        let published = Published { encoded, name, stamp: 0, expires, push: kept_push, is_beginning: false };
         Ok((message.position.offset, bytes, published))
     }
 

@@ -638,7 +638,7 @@ impl<'a> Missed<'a> {
 
         if latest_only {
             let had = from.is_some_and(|from| from == head);
-            let newest = history.newest();
+            let newest = history.newest().filter(|newest| !newest.item.is_beginning);
             let is_known = from.is_some_and(|from| from.epoch == head.epoch);
             let unsent = newest.filter(|newest| !had && !is_sent(newest.offset, newest.item.stamp));
 
@@ -657,7 +657,7 @@ impl<'a> Missed<'a> {
             Some((from, missed)) => Self {
                 messages: missed
                     .map(|kept| (kept.offset, &kept.item))
-                    .filter(|(offset, published)| !is_sent(*offset, published.stamp))
+                    .filter(|(offset, published)| !published.is_beginning && !is_sent(*offset, published.stamp))
                     .collect(),
                 outcome: Subscribed { recovered: true, position: Some(from) },
             },
