@@ -49,6 +49,7 @@ pub struct Broker {
     program: PathBuf,
     folder: TempDir,
     options: String,
+    is_synced: bool,
 }
 
 #[derive(Debug)]
@@ -74,15 +75,20 @@ impl Broker {
 
     /// One, with more in its configuration; a `jetstream` of its own is no other one's.
     pub fn with(options: &str) -> Option<Self> {
-        Self::start_all(1, options)
+        Self::start_all(1, options, false)
     }
 
     /// Three that are one cluster.
     pub fn three() -> Option<Self> {
-        Self::start_all(3, "")
+        Self::start_all(3, "", false)
     }
 
-    fn start_all(count: usize, options: &str) -> Option<Self> {
+    /// Three, which write to their disks before they acknowledge: what they store outlives the end of all of them.
+    pub fn three_synced() -> Option<Self> {
+        Self::start_all(3, "", true)
+    }
+
+    fn start_all(count: usize, options: &str, is_synced: bool) -> Option<Self> {
         let program = nats_server()?;
         // A port that was free may be taken a moment later.
         let mut said = String::new();
@@ -90,7 +96,8 @@ impl Broker {
             let folder = tempfile::tempdir().expect("a folder");
             let server = |_| Server { child: None, port: 0, cluster_port: free_port(), is_stopped: false };
             let servers: Vec<Server> = (0..count).map(server).collect();
-            let mut broker = Self { servers, program: program.clone(), folder, options: options.to_owned() };
+            let (program, options) = (program.clone(), options.to_owned());
+            let mut broker = Self { servers, program, folder, options, is_synced };
             if (0..count).all(|server| broker.start_once(server)) {
                 return Some(broker);
             }
@@ -229,7 +236,8 @@ impl Broker {
             format!("server_name: n{server}\nhost: 127.0.0.1\nport: {port}\nports_file_dir: \"{folder}\"\n");
         if !self.options.contains("jetstream") {
             let store = self.store(server);
-            config += &format!("jetstream {{ store_dir: \"{}\", max_file_store: 4GB }}\n", store.display());
+            let sync = if self.is_synced { ", sync_interval: always" } else { "" };
+            config += &format!("jetstream {{ store_dir: \"{}\", max_file_store: 4GB{sync} }}\n", store.display());
         }
         if 1 < self.servers.len() {
             let all = self.servers.iter().map(|other| format!("nats-route://127.0.0.1:{}", other.cluster_port));

@@ -17,6 +17,8 @@ pub struct Options {
     pub resume_window: Duration,
     /// The rules of topics, in turn.
     pub topics: Vec<Topic>,
+    /// The servers of NATS write to their disks before they acknowledge.
+    pub is_synced: bool,
 }
 
 /// The rule of some topics, to which every client may subscribe.
@@ -36,7 +38,8 @@ impl Options {
     /// The library's own lease, a minute for clients to come back, and history for `news.>`.
     pub fn new(brokers: Vec<String>) -> Self {
         let news = Topic { pattern: "news.>".to_owned(), history: 10_000, presence: false, apart: false };
-        Self { brokers, lease: Duration::from_secs(15), resume_window: Duration::from_secs(60), topics: vec![news] }
+        let (lease, resume_window) = (Duration::from_secs(15), Duration::from_secs(60));
+        Self { brokers, lease, resume_window, topics: vec![news], is_synced: false }
     }
 
     /// Another lease.
@@ -48,6 +51,12 @@ impl Options {
     /// How long a client may be away.
     pub fn resume_window(mut self, window: Duration) -> Self {
         self.resume_window = window;
+        self
+    }
+
+    /// The servers are those of `Broker::three_synced`.
+    pub fn synced(mut self) -> Self {
+        self.is_synced = true;
         self
     }
 
@@ -209,6 +218,8 @@ pub struct Told {
     pub open: usize,
     /// Whether a store has it.
     pub stored: Stored,
+    /// Where it says that it has not, it may have it all the same.
+    pub may_be_stored: bool,
     /// The push was refused, for this reason, and there is no receipt.
     pub refused: Option<String>,
 }

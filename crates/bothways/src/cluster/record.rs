@@ -19,8 +19,8 @@ use crate::{
 const RECORD_TTL: Duration = Duration::from_secs(3600);
 /// When it is renewed, after it was written last.
 pub(super) const RENEW_AFTER: Duration = Duration::from_secs(1800);
-/// For how long it is known that a session was given up of which there was no record: for a stranger who asks for sessions
-/// that never were nothing is kept for longer.
+/// For how long it is known that a session was given up of which there was no record: for a stranger who asks for
+/// sessions that never were nothing is kept for longer.
 const NEVER_WAS_TTL: Duration = Duration::from_secs(60);
 
 /// See the module.

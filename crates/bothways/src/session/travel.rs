@@ -396,7 +396,8 @@ impl Registry {
         }
     }
 
-    /// As [`Self::remove`]: of each push whose end is open nobody knows it. One that is late, and was never sent, does not count.
+    /// As [`Self::remove`]: of each push whose end is open nobody knows it. One that is late, and was never sent, does
+    /// not count.
     fn remove_as_unknown(
         &self,
         session: &Session,

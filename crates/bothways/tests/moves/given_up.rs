@@ -64,8 +64,8 @@ fn what_was_given_up_is_no_target_when_its_node_is_back() {
     }
 }
 
-/// While its node, which is back, has not heard yet that the session was given up, a push to the user comes there too: it is no
-/// target, as nothing was sent.
+/// While its node, which is back, has not heard yet that the session was given up, a push to the user comes there too:
+/// it is no target, as nothing was sent.
 #[test]
 fn what_is_pushed_before_its_node_hears_of_it_does_not_count() {
     testing::run(async {

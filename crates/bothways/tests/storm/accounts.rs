@@ -246,7 +246,8 @@ impl Accounts {
         faults
     }
 
-    fn stories(&self, faults: &[(usize, String)]) -> String {
+    /// The stories of some faults, each of a push.
+    pub(crate) fn stories(&self, faults: &[(usize, String)]) -> String {
         let mut text = format!("{} things do not add up:\n", faults.len());
         for (push, fault) in faults.iter().take(STORIES) {
             let _ = writeln!(text, "push {push}: {fault}\n{}", self.story(*push));

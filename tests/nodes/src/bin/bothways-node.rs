@@ -117,7 +117,7 @@ async fn start(options: &Options) -> anyhow::Result<(Arc<Node>, Started, bothway
 }
 
 async fn join(server: &Server, options: &Options, address: &str) -> anyhow::Result<bothways::cluster::NodeId> {
-    let engine = NatsEngine::connect(NatsOptions::new(&options.brokers)).await?;
+    let engine = NatsEngine::connect(NatsOptions::new(&options.brokers).synced(options.is_synced)).await?;
     Ok(server.join(Cluster::new(engine).lease(options.lease).address(address)).await?)
 }
 
@@ -280,11 +280,12 @@ fn told(number: u64, receipt: &Result<Receipt, String>) -> Told {
         Err(why) => {
             let refused = Some(why.clone());
             let (unreached, stages) = (Vec::new(), BTreeMap::new());
-            return Told { number, routing: 0, unreached, stages, open: 0, stored: Stored::Nowhere, refused };
+            let (stored, may_be_stored) = (Stored::Nowhere, false);
+            return Told { number, routing: 0, unreached, stages, open: 0, stored, may_be_stored, refused };
         }
     };
     // In this order: what is over is looked at first, and nothing can be added to it afterwards.
-    let stored = stored(receipt);
+    let (stored, may_be_stored) = stored(receipt);
     let routing = receipt.routing();
     let outcomes = receipt.outcomes();
     let stages = outcomes.iter().map(|(stage, count)| (stage.name().to_owned(), count)).collect();
@@ -293,16 +294,19 @@ fn told(number: u64, receipt: &Result<Receipt, String>) -> Told {
         why: format!("{:?}", missed.why),
         maybe: missed.maybe,
     });
-    Told { number, routing, unreached: missed.collect(), stages, open: outcomes.open(), stored, refused: None }
+    let (unreached, open) = (missed.collect(), outcomes.open());
+    Told { number, routing, unreached, stages, open, stored, may_be_stored, refused: None }
 }
 
-fn stored(receipt: &Receipt) -> Stored {
-    match pin!(receipt.stored()).as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Pending => Stored::Waits,
+/// Whether it is stored; if not, whether it may be.
+fn stored(receipt: &Receipt) -> (Stored, bool) {
+    // Of a page of receipts tokio would let only the first hundred be ready.
+    match pin!(tokio::task::unconstrained(receipt.stored())).as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Pending => (Stored::Waits, true),
         Poll::Ready(Ok(kept)) => match kept.first() {
-            Some(first) => Stored::In(kept.len(), format!("{:?}", first.level)),
-            None => Stored::Nowhere,
+            Some(first) => (Stored::In(kept.len(), format!("{:?}", first.level)), false),
+            None => (Stored::Nowhere, false),
         },
-        Poll::Ready(Err(error)) => Stored::Not(error.to_string()),
+        Poll::Ready(Err(error)) => (Stored::Not(error.to_string()), error.is_unknown() || !error.stored.is_empty()),
     }
 }

@@ -109,6 +109,8 @@ struct Three {
     has_overlooked: bool,
     /// It was given up, or has ended: the record may name a node without it.
     is_given_up: bool,
+    /// The Hello that has given it up.
+    given_up_by: Option<usize>,
     accepted: Pushes,
     handled: Pushes,
     /// Reported as unknown.
@@ -154,6 +156,7 @@ impl Three {
             is_told: false,
             has_overlooked: false,
             is_given_up: false,
+            given_up_by: None,
             accepted: 0,
             handled: 0,
             ended: 0,
@@ -269,7 +272,7 @@ impl Three {
         if !self.hellos[hello].is_open {
             // Nobody hears it, but the register may have been told.
             let has = |node: &Node| !node.is_dead && !node.is_stale && node.owned.as_ref().is_some_and(Owned::is_live);
-            if gives_up && !self.has_overlooked && self.nodes.iter().any(has) {
+            if gives_up && self.given_up_by == Some(hello) && !self.has_overlooked && self.nodes.iter().any(has) {
                 self.wrong = Some("a session was given up for a connection that is over".to_owned());
             }
             return;
@@ -570,7 +573,9 @@ impl Three {
     /// A claim writes its record.
     fn claim(&mut self, hello: usize, mut claim: Claim<Pushes>, was: Option<Revision>, record: Record, heard: Heard) {
         let won = if heard == Heard::NotDone { None } else { self.write(was, record.clone()) };
-        self.is_given_up |= won.is_some() && claim.in_hand().is_none();
+        if won.is_some() && claim.in_hand().is_none() {
+            (self.is_given_up, self.given_up_by) = (true, Some(hello));
+        }
         let is_ours = self.record.0.as_ref() == Some(&record);
         let written = match heard {
             Heard::Said if is_ours => Written::Won(self.record.1),
