@@ -55,6 +55,8 @@ enum Client {
     Bothways,
     /// One client of ten servers: of the addresses 127.0.0.1 to 127.0.0.10.
     Xclient,
+    /// Ten clients; each call is made by the next one.
+    Turns,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -66,6 +68,7 @@ fn main() -> anyhow::Result<()> {
         Command::Serve { kind: Server::Limit, args } => programs::serve_limit(&args.serve),
         Command::Call { kind: Client::Bothways, args } => programs::call_ours(args),
         Command::Call { kind: Client::Xclient, args } => programs::call_ours_by_xclient(args),
+        Command::Call { kind: Client::Turns, args } => programs::call_ours_in_turn(args),
         Command::Steps(args) => compare::run_steps(&args),
     }
 }

@@ -1,5 +1,7 @@
 //! Our own clients as [`Peer`]s, for the questions where client and server are of one kind.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use anyhow::Context;
 use bothways::{
     Client, ClientOptions, FailMode, MultipleServersDiscovery, SelectMode, XClient, XClientOptions, codec::Raw,
@@ -28,6 +30,40 @@ impl Peer for OurClient {
     async fn call_record(&self, number: u64) -> anyhow::Result<()> {
         let sent = Record::sample(number);
         let got = self.0.call(contract::SERVICE, contract::RECORD, &sent).await?;
+        sent.check(&got)
+    }
+}
+
+/// Ten connections of ours to one server; each call goes over the next one.
+pub struct OurTurns {
+    clients: Vec<Client>,
+    next: AtomicUsize,
+}
+
+impl OurTurns {
+    fn next(&self) -> &Client {
+        &self.clients[self.next.fetch_add(1, Ordering::Relaxed) % self.clients.len()]
+    }
+}
+
+impl Peer for OurTurns {
+    async fn connect(address: &str) -> anyhow::Result<Self> {
+        let mut clients = Vec::new();
+        for _ in 0..10 {
+            clients.push(Client::connect(address, ClientOptions::new()).await?);
+        }
+        Ok(Self { clients, next: AtomicUsize::new(0) })
+    }
+
+    async fn call_raw(&self, number: u64, len: usize) -> anyhow::Result<()> {
+        let sent = Raw::from(raw_payload(number, len));
+        let got: Raw = self.next().call(contract::SERVICE, contract::ECHO, &sent).await?;
+        check_raw(&sent, &got)
+    }
+
+    async fn call_record(&self, number: u64) -> anyhow::Result<()> {
+        let sent = Record::sample(number);
+        let got = self.next().call(contract::SERVICE, contract::RECORD, &sent).await?;
         sent.check(&got)
     }
 }

@@ -10,7 +10,7 @@ use crate::cluster::ClusterArgs;
 use crate::{
     limit,
     load::socket_address,
-    ours::{OurClient, OurXClient},
+    ours::{OurClient, OurTurns, OurXClient},
     pair::{ClientArgs, ServeArgs, block_on, run_client, say_listening},
     server::server_with,
 };
@@ -99,6 +99,14 @@ pub fn serve_limit(args: &ServeArgs) -> anyhow::Result<()> {
 /// A call failed, or its reply was not what was due.
 pub fn call_ours(args: ClientArgs) -> anyhow::Result<()> {
     block_on(args.threads, run_client::<OurClient>(args))
+}
+
+/// Calls our server with ten of our clients, each call by the next one.
+///
+/// # Errors
+/// A call failed, or its reply was not what was due.
+pub fn call_ours_in_turn(args: ClientArgs) -> anyhow::Result<()> {
+    block_on(args.threads, run_client::<OurTurns>(args))
 }
 
 /// Calls our server with our client of many servers.

@@ -32,6 +32,8 @@ pub(super) enum Kind {
     PerCore,
     /// Bothways, its client being an `XClient`.
     XClient,
+    /// Bothways, its clients taking turns with each call.
+    Turns,
     /// Another build of Bothways.
     Beside,
     /// The bare limit.
@@ -58,6 +60,7 @@ impl Kind {
             Self::Ours => "bothways",
             Self::PerCore => "bothways-per-core",
             Self::XClient => "bothways-xclient",
+            Self::Turns => "bothways-turns",
             Self::Beside => "beside",
             Self::Limit => "limit",
             Self::Go => "go-rpcx",
@@ -141,6 +144,7 @@ impl Tools {
             Kind::Ours
             | Kind::PerCore
             | Kind::XClient
+            | Kind::Turns
             | Kind::Limit
             | Kind::Beside
             | Kind::Broadcast
@@ -152,6 +156,7 @@ impl Tools {
                     (Kind::Ws, "serve") => command.args([role, "bothways", "--one-port"]),
                     (Kind::PerCore, "serve") => command.args([role, "bothways", "--per-core"]),
                     (Kind::XClient, "call") => command.args([role, "xclient"]),
+                    (Kind::Turns, "call") => command.args([role, "turns"]),
                     (_, role) => command.args([role, "bothways"]),
                 };
                 return Ok(command);
@@ -221,9 +226,9 @@ impl Tools {
         let mut command = self.program(kind, "call")?;
         command.args(["--addr", &server.address, "--shape", &word(&pair.shape)]);
 
-        // An `XClient` has its connections itself.
+        // These have their connections themselves.
         let (connections, in_flight) = match kind {
-            Kind::XClient => (1, pair.connections * pair.in_flight),
+            Kind::XClient | Kind::Turns => (1, pair.connections * pair.in_flight),
             _ => (pair.connections, pair.in_flight),
         };
         for (option, value) in [

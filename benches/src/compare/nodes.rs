@@ -167,28 +167,38 @@ pub(super) fn logins(tools: &Tools, clients: usize) -> anyhow::Result<Vec<Figure
     let records = runtime.block_on(Records::connect(&broker.address()))?;
 
     let begin = Instant::now();
-    let connect = |share| {
-        let (process, address) = (node.process(), node.address.clone());
-        thread::spawn(move || Load::connect_by(&SESSION, process, &address, share, 1))
-    };
-    let share = |at| clients / SIDE_BY_SIDE + usize::from(at < clients % SIDE_BY_SIDE);
-    let connecting: Vec<_> = (0..SIDE_BY_SIDE).map(|at| connect(share(at))).collect();
-    let mut loads = Vec::new();
-    for one in connecting {
-        loads.push(one.join().expect("a thread of the load does not panic")?);
-    }
+    let loads = log_in(&node, clients)?;
     let welcomed = begin.elapsed();
     runtime.block_on(records.reach(clients))?;
     let written = begin.elapsed();
+    drop((loads, node));
+
+    let server = tools.serve(Kind::Ours)?;
+    let begin = Instant::now();
+    let loads = log_in(&server, clients)?;
+    let alone = begin.elapsed();
+    drop((loads, server));
 
     let bare = runtime.block_on(creates(&broker.address(), clients))?;
     let per_second = |took: Duration| clients as f64 / took.as_secs_f64();
     Ok(vec![
         Figure::new("logins/s", per_second(written)),
         Figure::new("welcomes/s", per_second(welcomed)),
+        Figure::new("logins/s, no cluster", per_second(alone)),
         Figure::new("bare creates/s", per_second(bare)),
         Figure::new("logins ÷ bare creates", bare.as_secs_f64() / written.as_secs_f64()),
     ])
+}
+
+/// Lets clients log in, some side by side, each of which waits for its Welcome.
+fn log_in(server: &Running, clients: usize) -> anyhow::Result<Vec<Load>> {
+    let connect = |share| {
+        let (process, address) = (server.process(), server.address.clone());
+        thread::spawn(move || Load::connect_by(&SESSION, process, &address, share, 1))
+    };
+    let share = |at| clients / SIDE_BY_SIDE + usize::from(at < clients % SIDE_BY_SIDE);
+    let connecting: Vec<_> = (0..SIDE_BY_SIDE).map(|at| connect(share(at))).collect();
+    connecting.into_iter().map(|one| one.join().expect("a thread of the load does not panic")).collect()
 }
 
 /// Writes keys that are not there, as what a login writes, and returns how long all took.

@@ -96,9 +96,12 @@ impl Publishing {
 
     /// Publishes once, and checks the receipts.
     fn publish(self, promise: Promise, kind: Kind, topic: &mut Load) -> anyhow::Result<Measured> {
-        let PublishArgs { count, size, .. } = self.args;
+        let PublishArgs { count, size, every, .. } = self.args;
         if broadcasts(kind).is_some() {
-            return topic.broadcast(BroadcastArgs { count, size }, true);
+            return match every.is_zero() {
+                true => topic.broadcast(BroadcastArgs { count, size }, true),
+                false => self.broadcast_at_pace(topic),
+            };
         }
         let args = PublishArgs { promise, ..self.args };
         let (measured, published) = topic.publish(args)?;
@@ -110,6 +113,22 @@ impl Publishing {
         };
         ensure!(is_true, "for {here} pushes to clients, and {away} to those away, receipts say {published:?}");
         Ok(measured)
+    }
+
+    /// The same by servers that know no pace: each message is asked for when it is due.
+    fn broadcast_at_pace(self, topic: &mut Load) -> anyhow::Result<Measured> {
+        let PublishArgs { count, size, every, .. } = self.args;
+        let mut due = Instant::now();
+        let mut one = || {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            due += every;
+            topic.broadcast(BroadcastArgs { count: 1, size }, true)
+        };
+        let mut sum = one()?;
+        for _ in 1..count {
+            sum.add(&one()?);
+        }
+        Ok(sum)
     }
 
     /// Measures other calls at an even pace, first alone and then while the server publishes.

@@ -166,9 +166,10 @@ pub(super) fn questions(quick: bool) -> Vec<Question> {
     }
 
     let ask = Ask::Pair { connections: 10, in_flight: 100, shape: Shape::Raw };
-    let title = "client: 1,000 tasks over 10 servers, by an XClient and by 10 clients in turn".to_owned();
+    let title =
+        "client: 1,000 tasks over 10 connections, by an XClient, by a client for each 100, and in turn".to_owned();
     let targets = [ratio(Kind::Ours, "calls/s").at_least(0.8)];
-    questions.push(question("xclient-10x100", title, &[Kind::XClient, Kind::Ours], ask, &targets));
+    questions.push(question("xclient-10x100", title, &[Kind::XClient, Kind::Ours, Kind::Turns], ask, &targets));
 
     let title = "client: what governance takes of a call, over 10 servers in memory, 16 calls in flight".to_owned();
     let targets = [
@@ -279,12 +280,12 @@ fn publishing(quick: bool, mut question: impl FnMut(&'static str, String, &[Kind
     let to_one = Publishing { clients: 1, repeats: 1, ..publishing(one(scale(500, 100), 2), both) };
     let targets = [figure("Fire, p50 µs").at_most(65.0), figure("Tracked, p50 µs").at_most(65.0)];
     let title = "publish: 128 bytes to one client of a topic, one every 2 ms, from a task".to_owned();
-    question("push-1x1", title, &ours, Ask::Publish(to_one), &targets);
+    question("push-1x1", title, &[Kind::Ours, Kind::Limit], Ask::Publish(to_one), &targets);
 
     let to_all = Publishing { repeats: 1, ..publishing(one(scale(100, 10), 20), both) };
     let targets = [figure(fire).at_most(6.0), figure(tracked).at_most(7.2)];
     let title = format!("publish: 128 bytes to {clients} clients of a topic, one every 20 ms, from a task");
-    question("push-1x1k", title, &ours, Ask::Publish(to_all), &targets);
+    question("push-1x1k", title, &[Kind::Ours, Kind::Limit], Ask::Publish(to_all), &targets);
 
     let title = format!("{from_handler}, again and again; and 1,000 other calls a second");
     question("publish-calls", title, &ours, Ask::PublishBesideCalls(publishing(args, both)), &[]);
