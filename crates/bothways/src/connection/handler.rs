@@ -5,7 +5,7 @@ use std::{any::Any, sync::Arc, time::Duration};
 use bothways_proto::{Message, Metadata, Seq, keys};
 use tokio::{runtime::Handle, time::Instant};
 
-use super::{Connection, behind::HeldReply};
+use super::{Connection, behind::HeldReply, readers::Readers};
 use crate::{
     error::{AuthError, CloseReason},
     reply::{BoxFuture, Reply},
@@ -75,14 +75,14 @@ pub(crate) trait ConnectionHandler: Send + Sync + 'static {
     /// The answer to our Hello came. `None`: the server speaks plain rpcx.
     fn on_welcome_received(&self, _: &Connection, _welcome: Option<&Metadata>) {}
 
-    /// Where tasks of a connection are made, if it may do without one while it is idle.
-    fn runtime(&self) -> Option<&Handle> {
+    /// Who reads for a connection that is idle, if it may do without a task of its own.
+    fn readers(&self) -> Option<&Arc<Readers>> {
         None
     }
 
     /// The timer for callers that wait on a thread without a runtime.
     fn clock(&self) -> Option<&Handle> {
-        self.runtime()
+        self.readers().map(|readers| readers.runtime())
     }
 
     /// What those find who hold only a connection.

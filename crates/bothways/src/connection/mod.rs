@@ -26,6 +26,7 @@
 //! | `pace.rs` | how fast a client may send |
 //! | `driver.rs` | the one task of a connection: reads, decodes, hands out, writes when the socket was full |
 //! | `rest.rs` | an idle connection without that task |
+//! | `readers.rs` | what comes to idle connections, read by a few tasks |
 //! | `handler.rs` | what the layer above makes of what is received: the trait for servers and clients |
 //! | `recycle.rs` | buffers of large frames, for the next ones |
 //! | `limits.rs` | how many requests run at once, and how much they hold |
@@ -60,6 +61,7 @@ mod outbox;
 mod outgoing;
 mod pace;
 mod progress;
+mod readers;
 pub(crate) mod recycle;
 mod rest;
 pub(crate) mod send;
@@ -103,6 +105,7 @@ pub(crate) use self::{
     hand_back::NotRun,
     handler::{Answer, ConnectionHandler, ends_something, is_an_end},
     limits::{Decoded, Load},
+    readers::Readers,
     settings::{Settings, UNPACKED_BYTES, UNPACKED_BYTES_OF_CONNECTION},
     watch::Watch,
 };

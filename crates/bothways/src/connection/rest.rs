@@ -9,9 +9,9 @@
 //!     └───────────────► Called ────────┘
 //! ```
 //!
-//! A task that was made for one read goes when it is handled. From the second read within a tick of the
-//! [watch](super::watch) on it stays, for a task to each would be dearer than the memory; it goes after a tick
-//! that saw nothing come. Only a server's sockets of the system rest. Others stay awake: their wake-ups may die
+//! What was made for one read goes when that is handled: it is one turn of a task that [reads](super::readers) for many.
+//! From the second read within a tick of the [watch](super::watch) on it is a task that stays, for one to each read would
+//! be dearer than the memory; it goes after a tick that saw nothing come. Only a server's sockets of the system rest. Others stay awake: their wake-ups may die
 //! with their runtime, and nobody would learn that the connection is over.
 
 use std::{
@@ -82,10 +82,9 @@ impl Connection {
         }
         state.driving = Driving::Made;
         drop(state);
-        let driver = Driver::new(self.clone());
-        match self.runtime() {
-            Some(runtime) => _ = runtime.spawn(driver),
-            None => _ = tokio::spawn(driver),
+        match self.shared.handler.readers() {
+            Some(readers) => readers.take(self.clone()),
+            None => _ = tokio::spawn(Driver::new(self.clone())),
         }
     }
 
@@ -161,6 +160,6 @@ impl Connection {
 
     /// Where tasks of a connection that may rest are made.
     fn runtime(&self) -> Option<&Handle> {
-        self.shared.handler.runtime()
+        self.shared.handler.readers().map(|readers| readers.runtime())
     }
 }

@@ -16,7 +16,7 @@ use tokio::{
 use super::{Server, Shared, handler::ServerHandler};
 use crate::{
     calm::{Said, tell},
-    connection::{Connection, recycle::Sweeper},
+    connection::{Connection, Readers, recycle::Sweeper},
     error::ServeError,
     guard,
     stats::Task,
@@ -149,7 +149,7 @@ pub(super) fn start_watch(shared: &Arc<Shared>) {
 }
 
 async fn accept_all(shared: Arc<Shared>, listener: Closable) {
-    let handler = Arc::new(ServerHandler(Arc::clone(&shared), Handle::current()));
+    let handler = Arc::new(ServerHandler(Arc::clone(&shared), Readers::new(Handle::current())));
     let mut stopping = shared.stopping.subscribe();
     let _counted = shared.meters.counted(Task::Listener);
     loop {
@@ -217,7 +217,7 @@ pub(super) fn take_socket(server: &Server, socket: AnySocket) -> Result<Connecti
     let Some(place) = take_place(shared) else {
         return Err(ServeError::TooManyConnections { max: shared.connections_max });
     };
-    let handler = Arc::new(ServerHandler(Arc::clone(shared), Handle::current()));
+    let handler = Arc::new(ServerHandler(Arc::clone(shared), Readers::new(Handle::current())));
     Ok(begin(place, &handler, socket))
 }
 

@@ -40,7 +40,7 @@ use crate::{
 };
 use crate::{
     calm::{Calm, Said},
-    connection::{Answer, Connection, ConnectionHandler, ConnectionId, Load, Settings, deadline},
+    connection::{Answer, Connection, ConnectionHandler, ConnectionId, Load, Readers, Settings, deadline},
     error::{AuthError, CloseReason, ErrorCode, ServeError},
     handler::Request,
     peer,
@@ -428,7 +428,7 @@ struct AdminHandler {
     shared: Arc<Shared>,
     door: Arc<Door>,
     router: Router,
-    runtime: Handle,
+    readers: Arc<Readers>,
     /// Those of the service, with a load of their own.
     settings: Arc<Settings>,
 }
@@ -469,8 +469,8 @@ impl ConnectionHandler for AdminHandler {
         tracing::debug!(connection = %connection.id(), reason = %Said(reason), "an admin connection ended");
     }
 
-    fn runtime(&self) -> Option<&Handle> {
-        Some(&self.runtime)
+    fn readers(&self) -> Option<&Arc<Readers>> {
+        Some(&self.readers)
     }
 }
 
@@ -502,8 +502,8 @@ pub(super) async fn listen(server: &Server, address: &str) -> Result<Listening, 
     let listener = Closable::new(listener);
     door.listeners.keep(&listener, || *door.over.borrow())?;
 
-    let (shared, door, runtime) = (Arc::clone(shared), Arc::clone(door), Handle::current());
-    let handler = AdminHandler { shared, door, router, runtime, settings };
+    let (shared, door, readers) = (Arc::clone(shared), Arc::clone(door), Readers::new(Handle::current()));
+    let handler = AdminHandler { shared, door, router, readers, settings };
     let accepting = tokio::spawn(accept_all(Arc::new(handler), listener.clone()));
     tracing::info!(address = local, "listening for operators");
     Ok(Listening::new(local, server.clone(), listener, accepting.abort_handle()))

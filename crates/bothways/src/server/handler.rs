@@ -9,7 +9,7 @@ use std::{
 
 use bothways_proto::{Capabilities, Message, Metadata, keys};
 use parking_lot::Mutex;
-use tokio::{runtime::Handle, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     Shared, admin, admission::Arrival, builder::AuthHook, builder::ErrorHook, control, silence::Silence, token, topics,
@@ -18,7 +18,8 @@ use crate::{
     calm::{Said, tell},
     clock::after,
     connection::{
-        Answer, Connection, ConnectionHandler, HeldReply, NotRun, TokenOver, deadline, ends_something, is_an_end,
+        Answer, Connection, ConnectionHandler, HeldReply, NotRun, Readers, TokenOver, deadline, ends_something,
+        is_an_end,
     },
     error::{AuthError, CloseReason, ErrorCode},
     extensions::Extensions,
@@ -146,8 +147,8 @@ impl std::fmt::Debug for AuthRequest {
 /// After how long a client that says Hello to a server that stops is to come again.
 pub(super) const RETRY_ELSEWHERE: Duration = Duration::from_millis(500);
 
-/// What a server does with what comes in at one address, and the runtime that listens there.
-pub(super) struct ServerHandler(pub(super) Arc<Shared>, pub(super) Handle);
+/// What a server does with what comes in at one address, and who reads it, in the runtime that listens there.
+pub(super) struct ServerHandler(pub(super) Arc<Shared>, pub(super) Arc<Readers>);
 
 impl ConnectionHandler for ServerHandler {
     fn handle_request(&self, connection: &Connection, message: Message) -> Answer {
@@ -231,7 +232,7 @@ impl ConnectionHandler for ServerHandler {
         self.0.hooks.auth.is_some()
     }
 
-    fn runtime(&self) -> Option<&Handle> {
+    fn readers(&self) -> Option<&Arc<Readers>> {
         Some(&self.1)
     }
 
