@@ -14,7 +14,7 @@ use std::{
 use bothways_proto::SerializeType;
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{
@@ -65,6 +65,8 @@ impl Counted {
 impl Node {
     /// Waits until each member counts this node, or nobody is there under its name. False: one has not said so in time.
     pub(super) async fn is_counted(&self, deadline: Instant) -> bool {
+        // One asks for all that wait, and they find what it has heard.
+        let Ok(_alone) = timeout_at(deadline, self.counting.lock()).await else { return false };
         loop {
             let Some(me) = self.me() else { return false };
             let missing = self.not_counting(me);
@@ -118,8 +120,7 @@ impl Node {
     /// As [`Self::counts_since`], of a node that may have joined this moment.
     pub(super) fn counts(self: &Arc<Self>, asker: NodeId) -> Option<PushNumber> {
         if self.counts_since(asker).is_none() {
-            let listed = Arc::clone(&self.engine().members().borrow());
-            self.see(&listed);
+            self.see();
         }
         self.counts_since(asker)
     }

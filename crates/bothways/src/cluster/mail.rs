@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     codec::{Encode, Payload},
-    session::{Carried, CarriedCall, CarriedOutcome, Counts, NodeId, SessionId},
+    session::{Carried, CarriedCall, CarriedOutcome, Counts, NodeId, SessionId, Stage},
 };
 
 /// How a push stands at one node: how many changes there were, and how many targets stand where.
@@ -27,6 +27,11 @@ pub(super) struct Standing {
 impl Standing {
     /// A push whose session is not there any more.
     pub(super) const NOWHERE: Self = Self { changes: u64::MAX, counts: Counts::NONE };
+
+    /// A push whose time to live was over before its session had it.
+    pub(super) fn expired() -> Self {
+        Self { changes: u64::MAX, counts: Counts::one(Stage::Expired) }
+    }
 }
 
 impl State for Standing {

@@ -52,7 +52,8 @@ use super::{
 use crate::{
     codec::{Encode, Payload},
     session::{
-        Address, Counts, Destination, EntryImage, Known, Push, Receipt, Registry, Relay, SessionId, SessionImage,
+        Address, Counts, Departed, Destination, EntryImage, Known, Push, Receipt, Registry, Relay, SessionId,
+        SessionImage,
         Watcher,
     },
 };
@@ -617,20 +618,27 @@ impl Node {
                 self.moves.count_left(&state);
                 owning.and_then(|owning| owning.owned.image).map(|parcel| parcel.numbers.clone()).unwrap_or_default()
             };
-            (numbers, sessions.depart(id, &mut |debt| self.moves.state.lock().number(Some(to), debt)))
-        };
-        self.moves.wake();
-        let Some(departed) = departed else { return };
-        self.moves.departed.fetch_add(1, Ordering::Relaxed);
-        for (number, relay) in numbers.into_iter().zip(departed.relays) {
-            self.relay(number, Some(to), relay);
-        }
-        for (entry, relay, address) in departed.late {
-            let passed = match address {
+            let departed = sessions.depart(id, &mut |debt| self.moves.state.lock().number(Some(to), debt));
+            // Before the session can be here again.
+            let state = self.moves.state.lock();
+            let passed = |address: Option<(NodeId, PushNumber)>| match address {
                 // What one session alone was pushed went nowhere else.
                 None => Passed::After,
-                Some((origin, number)) => self.moves.state.lock().passing.of_held(id, cuts.as_ref(), origin, number),
+                Some((origin, number)) => state.passing.of_held(id, cuts.as_ref(), origin, number),
             };
+            let departed = departed.map(|Departed { relays, late }| {
+                let late = late.into_iter().map(|(entry, relay, address)| (entry, relay, passed(address)));
+                (relays, late.collect::<Vec<_>>())
+            });
+            (numbers, departed)
+        };
+        self.moves.wake();
+        let Some((relays, late)) = departed else { return };
+        self.moves.departed.fetch_add(1, Ordering::Relaxed);
+        for (number, relay) in numbers.into_iter().zip(relays) {
+            self.relay(number, Some(to), relay);
+        }
+        for (entry, relay, passed) in late {
             match passed {
                 Passed::After => self.send_after(id, to, entry, relay),
                 Passed::There => {
@@ -1082,6 +1090,17 @@ impl Following {
     fn of(node: Option<NodeId>, debt: Option<Name>) -> Self {
         Self { node, is_settled: false, debt, until: None, changes: 0, said: None, relay: None }
     }
+}
+
+/// A push that follows its session, as it is sent now: its time to live has run since it began to wait.
+pub(super) fn aged(entry: &Bytes, since: Instant) -> Bytes {
+    let aged = EntryImage::decode(SerializeType::MSGPACK, entry.clone()).ok().map(|entry| entry.aged(since.elapsed()));
+    aged.and_then(|entry| entry.encode(SerializeType::MSGPACK).ok()).unwrap_or_else(|| entry.clone())
+}
+
+/// The time to live of one that waits since then is over.
+pub(super) fn is_over(entry: &Bytes, since: Instant) -> bool {
+    EntryImage::decode(SerializeType::MSGPACK, entry.clone()).is_ok_and(|entry| entry.is_over(since.elapsed()))
 }
 
 impl State {

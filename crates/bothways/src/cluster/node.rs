@@ -109,6 +109,8 @@ pub(crate) struct Node {
     process: u64,
     pub(super) moves: Arc<Moves>,
     pub(super) counted: Mutex<Counted>,
+    /// Who asks the others whether they count this node: one for all that wait.
+    pub(super) counting: tokio::sync::Mutex<()>,
     pub(super) state: Mutex<State>,
     /// Woken when links may be idle.
     said: Notify,
@@ -232,6 +234,7 @@ impl Node {
             process: rand::random::<u64>().max(1),
             moves: Arc::new(Moves::new()),
             counted: Mutex::default(),
+            counting: tokio::sync::Mutex::default(),
             state: Mutex::new(State {
                 life: None,
                 lease: None,
@@ -307,19 +310,13 @@ impl Node {
 
     /// Offers a push that follows a session to the node where that is. False: there is no room.
     pub(super) fn offer_late(&self, to: NodeId, number: PushNumber, id: SessionId, entry: Bytes) -> bool {
-        self.offer_late_since(to, Instant::now(), (number, id, entry))
-    }
-
-    fn offer_late_since(&self, to: NodeId, since: Instant, late: (PushNumber, SessionId, Bytes)) -> bool {
-        let (number, id, entry) = late;
         let size = entry.len() + ITEM_BYTES;
         if self.batch_bytes_max() < size + BATCH_OVERHEAD {
             return false;
         }
         let mut state = self.state.lock();
         let Some(link) = state.members.get_mut(&to) else { return false };
-        let queued = Queued { item: Item::Late(number, id, entry), since };
-        let is_taken = link.out.offer(queued, size).is_ok();
+        let is_taken = link.out.offer(Queued::now(Item::Late(number, id, entry)), size).is_ok();
         link.wake.notify_one();
         is_taken
     }
@@ -416,12 +413,12 @@ impl Node {
         // A list that has this node has the others too.
         let mut members = self.engine.members();
         let listed = timeout(LISTED_MAX, members.wait_for(|members| members.contains_key(&me))).await;
-        let listed = listed.ok().and_then(Result::ok).map(|members| Arc::clone(&members));
-        let Some(listed) = listed else {
+        let is_listed = listed.is_ok_and(|listed| listed.is_ok());
+        if !is_listed {
             self.engine.deafen(me).await;
             lease.release().await;
             return Err(EngineDown);
-        };
+        }
 
         let too_late = {
             let mut state = self.state.lock();
@@ -438,7 +435,7 @@ impl Node {
         }
         self.moves.begins(me);
         tracing::info!(node = %me, "the server has joined its cluster");
-        self.see(&listed);
+        self.see();
         self.moves.renewed(began);
         self.moves.wake();
         Ok(())
@@ -491,10 +488,13 @@ impl Node {
         self.end_life(UnreachedWhy::Left).await;
     }
 
-    /// The members are these now.
-    pub(super) fn see(self: &Arc<Self>, members: &Members) {
+    /// The members are those of the engine's list now.
+    pub(super) fn see(self: &Arc<Self>) {
+        let listed = self.engine.members();
         let mut new = Vec::new();
         let mut state = self.state.lock();
+        // Under the lock: an older list does not follow a newer one.
+        let members = Arc::clone(&listed.borrow());
         let Some(me) = state.life.as_ref().map(|life| life.me) else { return };
         let next = state.next;
         for (node, member) in members.iter().filter(|(node, _)| **node != me) {
@@ -667,6 +667,7 @@ impl Node {
                 .map(|queued| match &queued.item {
                     Item::Push(push, _, carried) => Item::Push(*push, waited(queued.since), carried.clone()),
                     Item::Call(call, _, carried) => Item::Call(*call, waited(queued.since), carried.clone()),
+                    Item::Late(number, id, entry) => Item::Late(*number, *id, moves::aged(entry, queued.since)),
                     other => other.clone(),
                 })
                 .collect();
@@ -766,6 +767,8 @@ impl Node {
                 link.silent_since.get_or_insert_with(Instant::now);
             }
             let given_up = link.out.give_up().into_iter().map(|queued| (queued, maybe));
+            let waits =
+                |entry: &Bytes, since: Instant| since.elapsed() < moves::WAITED_MAX && !moves::is_over(entry, since);
             let alone = why == UnreachedWhy::TooLarge || why == UnreachedWhy::Refused;
             let waiting = if alone { Vec::new() } else { link.out.take_waiting() };
             for (queued, maybe) in given_up.chain(waiting.into_iter().map(|queued| (queued, false))) {
@@ -779,6 +782,11 @@ impl Node {
                     Item::Parts(states) => {
                         let owed = parts_owed.get_mut(&node);
                         owed.into_iter().for_each(|owed| states.iter().for_each(|(name, _)| owed.unheard(*name)));
+                    }
+                    // Its session lives: what was not sent waits for its node, in its order and before what is offered from now on.
+                    Item::Late(_, _, ref entry) if !maybe && !alone && waits(entry, queued.since) => {
+                        let size = entry.len() + ITEM_BYTES;
+                        late.extend(link.out.offer(queued, size).err().map(|queued| (queued, false)));
                     }
                     Item::Late(..) => late.push((queued, maybe)),
                     item @ (Item::Call(..) | Item::Outcome(..)) => calls.failed(node, item, why, maybe),
@@ -802,24 +810,21 @@ impl Node {
         }
         self.settle();
         for (queued, maybe) in late {
-            self.late_failed(node, queued, maybe, why);
+            self.late_failed(node, queued, maybe);
         }
         if is_lost {
             self.moves.lost(Some(node));
         }
     }
 
-    /// A push that follows a session was not answered. Its session lives: what was not sent waits for its node.
-    fn late_failed(&self, node: NodeId, queued: Queued, maybe: bool, why: UnreachedWhy) {
-        let Item::Late(number, id, entry) = queued.item else { return };
+    /// A push that follows a session was not answered, and waits no more.
+    fn late_failed(&self, node: NodeId, queued: Queued, maybe: bool) {
+        let Item::Late(number, _, entry) = queued.item else { return };
         if maybe {
             return self.moves.forget(number);
         }
-        let may_wait = why != UnreachedWhy::TooLarge && why != UnreachedWhy::Refused;
-        let waits = may_wait && queued.since.elapsed() < moves::WAITED_MAX;
-        if !waits || !self.offer_late_since(node, queued.since, (number, id, entry)) {
-            self.moves.told(number, node, &Standing::NOWHERE);
-        }
+        let is_expired = moves::is_over(&entry, queued.since);
+        self.moves.told(number, node, &if is_expired { Standing::expired() } else { Standing::NOWHERE });
     }
 
     /// Runs a batch of another node, once, or answers its question. `None`: nobody waits for an answer, or it is none.
@@ -1181,9 +1186,9 @@ async fn keep_lease(node: Weak<Node>, renews: Arc<Notify>, mut stop: watch::Rece
 
 async fn watch_members(node: Weak<Node>, mut members: watch::Receiver<Arc<Members>>, mut stop: watch::Receiver<bool>) {
     loop {
-        let seen = Arc::clone(&members.borrow_and_update());
+        members.mark_unchanged();
         match node.upgrade() {
-            Some(node) => node.see(&seen),
+            Some(node) => node.see(),
             None => return,
         }
         tokio::select! {

@@ -8,7 +8,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::receipt::Outcomes;
+use super::receipt::{Outcomes, Stage};
 
 /// One life of a node: a random number that its process draws when it joins. A process that starts again, or whose
 /// lease was lost, is another node. Mail to a life that is over finds nobody.
@@ -114,6 +114,11 @@ impl Counts {
         counts[UNKNOWN] += counts[..OPEN].iter().sum::<u32>();
         counts[..OPEN].fill(0);
         Self(counts)
+    }
+
+    /// One target, at this stage.
+    pub(crate) fn one(stage: Stage) -> Self {
+        Self::of_pairs(&[(stage.index() as u8, 1)])
     }
 
     /// As they travel: those that are not zero, by number.

@@ -163,7 +163,7 @@ pub(crate) use self::{
     hub::{Arrived, SharedHistories, SharedMessage, SharedPage, Step, ToShare},
     ledger::EntryImage,
     receipt::Storing,
-    travel::{Address, Relay, SessionImage, hash_of},
+    travel::{Address, Departed, Relay, SessionImage, hash_of},
 };
 use self::{claims::Listed, endings::Last};
 pub use self::{

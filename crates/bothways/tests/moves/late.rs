@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bothways::{Stage, Target, cluster::memory::MemoryBroker, testing};
+use bothways::{Push, Stage, Target, cluster::memory::MemoryBroker, testing};
 use tokio::time::sleep;
 
 use crate::{
@@ -14,6 +14,16 @@ use crate::{
 /// waits for it. The session lives, so the push is not dropped.
 #[test]
 fn what_follows_a_session_waits_for_its_node() {
+    follows(None);
+}
+
+/// Its time to live runs meanwhile.
+#[test]
+fn what_follows_a_session_expires_while_it_waits() {
+    follows(Some(Duration::from_millis(3500)));
+}
+
+fn follows(time_to_live: Option<Duration>) {
     testing::run(async {
         let broker = MemoryBroker::new();
         let [one, other, origin] = nodes(&broker).await;
@@ -23,7 +33,11 @@ fn what_follows_a_session_waits_for_its_node() {
         goes_to(&ann, &other);
         sleep(Duration::from_millis(100)).await;
         // The other node has seen it before it has the session; her own has given that away before it sees it.
-        let receipt = origin.push(&Target::user("ann"), "late");
+        let mut push = Push::new("Mail", "New", "late".to_owned());
+        if let Some(time) = time_to_live {
+            push = push.time_to_live(time);
+        }
+        let receipt = origin.server().push(&Target::user("ann"), &push).expect("a small push");
         sleep(Duration::from_millis(50)).await;
         assert!(broker.faults().pause(other.id, true));
         // What follows waits behind this.
@@ -34,6 +48,12 @@ fn what_follows_a_session_waits_for_its_node() {
         assert_eq!(receipt.outcomes().dropped(), 0, "{receipt:?}");
         assert!(broker.faults().pause(other.id, false));
 
+        if time_to_live.is_some() {
+            let outcomes = tokio::time::timeout(Duration::from_secs(300), receipt.handled()).await;
+            let outcomes = outcomes.unwrap_or_else(|_| receipt.outcomes());
+            assert_eq!((outcomes.targets(), outcomes.at(Stage::Expired)), (1, 1), "{receipt:?}");
+            return nothing(&mut ann).await;
+        }
         let came = tokio::time::timeout(Duration::from_secs(60), next(&mut ann)).await;
         assert_eq!(came.as_deref(), Ok("late"), "{receipt:?}");
         let outcomes = tokio::time::timeout(Duration::from_secs(300), receipt.handled()).await;

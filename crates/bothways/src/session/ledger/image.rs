@@ -112,6 +112,17 @@ impl EntryImage {
         Some((metadata.get(keys::TOPIC)?.to_owned(), TopicPlace::of(&metadata)?))
     }
 
+    /// As this, after so long on its way.
+    pub(crate) fn aged(self, waited: Duration) -> Self {
+        let waited = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        Self { left: self.left.map(|left| left.saturating_sub(waited)), ..self }
+    }
+
+    /// Its time to live is over after so long on its way.
+    pub(crate) fn is_over(&self, waited: Duration) -> bool {
+        self.left.is_some_and(|left| u128::from(left) <= waited.as_micros())
+    }
+
     pub(in crate::session) fn stage(&self) -> Stage {
         Stage::of_index(self.stage)
     }
