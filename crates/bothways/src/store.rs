@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 pub use crate::reply::BoxFuture;
 use crate::session::SessionId;
@@ -16,6 +17,10 @@ pub const READER_BYTES_MAX: usize = 64;
 
 /// A page of a log ends with the entry that reaches so many bytes.
 pub const PAGE_BYTES: usize = 1 << 20;
+
+/// For how long [`Store::append_all`] begins to append more: what is left then is [`AppendError::Down`], as nothing was sent
+/// of it. Who appends waits 10 s for all of them, and after that knows of none.
+pub const TOGETHER_WITHIN: Duration = Duration::from_secs(5);
 
 /// How well something is stored once the engine has said so.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -236,7 +241,7 @@ impl Page {
 /// Logs and cursors: all that durable pushes need, with or without a cluster. A future that is dropped may have done
 /// its work.
 pub trait Store: Send + Sync + 'static {
-    /// Appends to a log, which begins with its first entry.
+    /// Appends to a log, which begins with its first entry. Nothing is stored by a future that was never polled.
     ///
     /// # Errors
     /// [`AppendError`].
@@ -248,12 +253,16 @@ pub trait Store: Send + Sync + 'static {
     /// Of a history nothing is stored behind one that is [`Down`](AppendError::Down) or [`Unknown`](AppendError::Unknown), as
     /// far as the store can: that one is appended again, and is to stand before it. Where something was all the same, it is
     /// not appended again.
+    ///
+    /// Where one goes after another, none is begun after [`TOGETHER_WITHIN`].
     fn append_all(&self, to: Log, entries: Vec<NewEntry>) -> BoxFuture<Vec<Result<Stored, AppendError>>> {
         let appends: Vec<_> = entries.into_iter().map(|entry| self.append(to.clone(), entry)).collect();
         Box::pin(async move {
             let (mut stored, mut is_open) = (Vec::with_capacity(appends.len()), false);
+            let began = Instant::now();
             for append in appends {
-                let outcome = if is_open { Err(AppendError::Down) } else { append.await };
+                let is_over = is_open || TOGETHER_WITHIN <= began.elapsed();
+                let outcome = if is_over { Err(AppendError::Down) } else { append.await };
                 is_open |= matches!(outcome, Err(AppendError::Down | AppendError::Unknown));
                 stored.push(outcome);
             }
@@ -406,3 +415,68 @@ impl std::fmt::Display for StoreError {
 }
 
 impl std::error::Error for StoreError {}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// A store that appends slowly, and one after another.
+    #[derive(Default)]
+    struct Slow {
+        appended: std::sync::Arc<AtomicU64>,
+    }
+
+    impl Store for Slow {
+        fn append(&self, _: Log, _: NewEntry) -> BoxFuture<Result<Stored, AppendError>> {
+            let appended = std::sync::Arc::clone(&self.appended);
+            Box::pin(async move {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let sequence = appended.fetch_add(1, Ordering::Relaxed) + 1;
+                Ok(Stored::new(Place { epoch: 1, sequence }, Level::Memory, false))
+            })
+        }
+
+        fn read(&self, _: Log, _: u64, _: usize) -> BoxFuture<Result<Page, EngineDown>> {
+            Box::pin(std::future::ready(Err(EngineDown)))
+        }
+
+        fn cursor(&self, _: Log, _: String) -> BoxFuture<Result<Option<Place>, EngineDown>> {
+            Box::pin(std::future::ready(Err(EngineDown)))
+        }
+
+        fn cursors(&self, _: Log) -> BoxFuture<Result<Vec<(String, Place)>, EngineDown>> {
+            Box::pin(std::future::ready(Err(EngineDown)))
+        }
+
+        fn advance(&self, _: Log, _: String, _: Place, _: Duration) -> BoxFuture<Result<Place, EngineDown>> {
+            Box::pin(std::future::ready(Err(EngineDown)))
+        }
+
+        fn trim(&self, _: Log, _: Place) -> BoxFuture<Result<(), EngineDown>> {
+            Box::pin(std::future::ready(Err(EngineDown)))
+        }
+
+        fn remove(&self, _: Log, _: Place) -> BoxFuture<Result<bool, EngineDown>> {
+            Box::pin(std::future::ready(Err(EngineDown)))
+        }
+
+        fn list(&self, _: Log, _: usize) -> BoxFuture<Result<Vec<(String, usize)>, EngineDown>> {
+            Box::pin(std::future::ready(Err(EngineDown)))
+        }
+    }
+
+    /// Many together at a slow store: what was stored in time is known to be, and of the rest nothing was begun.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_store_answers_for_what_it_has_stored() {
+        let (store, began) = (Slow::default(), Instant::now());
+        let entries = (0..256).map(|number: u32| NewEntry::new(number.to_string())).collect();
+        let stored = store.append_all(Log::History("news".to_owned()), entries).await;
+        assert!(began.elapsed() < TOGETHER_WITHIN + Duration::from_millis(200), "{:?}", began.elapsed());
+        let count = stored.iter().take_while(|stored| stored.is_ok()).count();
+        assert_eq!((count as u64, stored.len()), (store.appended.load(Ordering::Relaxed), 256));
+        assert!((40..60).contains(&count), "{count}");
+        assert!(stored[count..].iter().all(|stored| *stored == Err(AppendError::Down)), "{stored:?}");
+    }
+}

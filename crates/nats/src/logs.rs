@@ -7,10 +7,14 @@ use std::{
 };
 
 use async_nats::HeaderMap;
-use bothways::cluster::engine::{
-    AppendError, EngineDown, EngineLimits, Level, Log, NewEntry, Page, Place, READER_BYTES_MAX, Stored,
+use bothways::{
+    cluster::engine::{
+        AppendError, EngineDown, EngineLimits, Level, Log, NewEntry, Page, Place, READER_BYTES_MAX, Stored,
+    },
+    store::TOGETHER_WITHIN,
 };
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use tokio::time::Instant;
 
 use crate::{
     names::{self, Kind},
@@ -89,11 +93,12 @@ impl Appending {
         self.streams.put_each(self.kind, &self.identity, &self.rest, writes).await
     }
 
-    /// Nothing is sent behind one of which it is not known that it is stored, or never will be.
+    /// Nothing is sent behind one of which it is not known that it is stored, or never will be; and nothing at all when this
+    /// takes too long.
     async fn in_turn(&self, entries: Vec<NewEntry>) -> Vec<Result<Stored, AppendError>> {
-        let mut outcomes = Vec::with_capacity(entries.len());
+        let (mut outcomes, began) = (Vec::with_capacity(entries.len()), Instant::now());
         for entry in entries {
-            let outcome = match is_open(&outcomes) {
+            let outcome = match is_open(&outcomes) || TOGETHER_WITHIN <= began.elapsed() {
                 true => Err(AppendError::Down),
                 false => self.each(vec![entry]).await.pop().unwrap_or(Err(AppendError::Unknown)),
             };

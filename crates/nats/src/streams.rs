@@ -19,7 +19,10 @@ use std::{
 
 use async_nats::{HeaderMap, Message};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bothways::cluster::engine::{Level, PAGE_BYTES};
+use bothways::{
+    cluster::engine::{Level, PAGE_BYTES},
+    store::TOGETHER_WITHIN,
+};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;
@@ -28,7 +31,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::{Notify, Semaphore},
     task::JoinSet,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -635,7 +638,9 @@ impl Streams {
         if self.takes_no_batches.load(Ordering::Relaxed) {
             return Err(TogetherFailure::Refused);
         }
-        let _turn = self.batches[&kind].acquire().await.map_err(|_| PutFailure::Down)?;
+        // Of one that waits for too long nothing was sent.
+        let turn = timeout(TOGETHER_WITHIN, self.batches[&kind].acquire()).await;
+        let Ok(Ok(_turn)) = turn else { return Err(PutFailure::Down.into()) };
         let (batch, count) = (format!("{:016x}", rand::random::<u64>()), writes.len() as u64);
         for (number, (headers, _)) in (1..).zip(&mut writes) {
             headers.insert("Nats-Batch-Id", &*batch);
