@@ -19,7 +19,7 @@ pub const READER_BYTES_MAX: usize = 64;
 pub const PAGE_BYTES: usize = 1 << 20;
 
 /// For how long [`Store::append_all`] begins to append more: what is left then is [`AppendError::Down`], as nothing was sent
-/// of it. Who appends waits 10 s for all of them, and after that knows of none.
+/// of it. The caller waits 10 s for all of them, and after that knows of none.
 pub const TOGETHER_WITHIN: Duration = Duration::from_secs(5);
 
 /// How well something is stored once the engine has said so.

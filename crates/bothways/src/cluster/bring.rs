@@ -322,6 +322,14 @@ impl Node {
             return self.moves.disown(id);
         };
         self.owe_all(giver, &taken.receipts, &behind);
+        let known = sessions.known(id);
+        let why = known.and_then(|known| self.kicks.lock().reason(id, &known, taken.age).map(str::to_owned));
+        if let (Some(why), Some(session)) = (why, sessions.session(id)) {
+            sessions.kick(&[session], &why);
+        } else if taken.is_coming {
+            let sessions = Arc::clone(&sessions);
+            self.runtime.spawn(async move { sessions.bring_up(id).await });
+        }
         let Some(from) = from else { return };
         let node = Arc::clone(self);
         let cuts = numbers(&cuts);

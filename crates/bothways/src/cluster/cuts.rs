@@ -18,7 +18,7 @@
 //! Numbers of one node reach another one in their order or not at all; so what is owed and has been overtaken is over.
 //! The word of an earlier stay counts for nothing: each says the term of the record under which the session came.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{engine::NodeId, remote::PushNumber};
 use crate::session::SessionId;
@@ -93,6 +93,8 @@ struct Passage<T, K> {
     owed: BTreeMap<NodeId, Vec<(PushNumber, PushNumber)>>,
     /// The cuts of a node to which it went never came.
     is_unsure: bool,
+    /// Members of which the cuts of such a node said nothing: they may push past it.
+    unheard: BTreeSet<NodeId>,
     /// Where it went; `None`: it is here.
     left: Option<(NodeId, K)>,
     until: T,
@@ -116,7 +118,7 @@ fn is_within(cuts: &Cuts, origin: NodeId, number: PushNumber) -> bool {
 impl<T, K> Passage<T, K> {
     fn new(until: T) -> Self {
         let (stays, taken, owed) = (Vec::new(), Cuts::new(), BTreeMap::new());
-        Self { stays, taken, owed, is_unsure: false, left: None, until }
+        Self { stays, taken, owed, is_unsure: false, unheard: BTreeSet::new(), left: None, until }
     }
 
     fn owes(&self, origin: NodeId, number: PushNumber) -> bool {
@@ -175,6 +177,7 @@ impl<T: Copy + Ord, K> Passing<T, K> {
         let cuts = if self.mutant == Mutant::WrongSide { taken.clone() } else { cuts };
         let passage = self.sessions.entry(id).or_insert_with(|| Passage::new(until));
         (passage.taken, passage.left, passage.until) = (taken, None, until);
+        passage.unheard.clear();
         #[cfg(test)]
         if self.mutant == Mutant::OwedForgotten {
             passage.owed.clear();
@@ -226,10 +229,19 @@ impl<T: Copy + Ord, K> Passing<T, K> {
         (passage.left, passage.until) = (Some((to, known)), until);
     }
 
+    /// The node to which a session has gone, and whose cuts are known, has not heard of these members: it let the session in
+    /// as nobody was there under their names.
+    pub(super) fn has_not_heard(&mut self, id: SessionId, members: impl Iterator<Item = NodeId>) {
+        if let Some(passage) = self.sessions.get_mut(&id) {
+            passage.unheard.extend(members);
+        }
+    }
+
     /// What becomes of a push of this number, if it was held for a session while that was given away, and that has gone on
     /// to a node with these cuts.
     pub(super) fn of_held(&self, id: SessionId, cuts: Option<&Cuts>, origin: NodeId, number: PushNumber) -> Passed {
         let is_taken = self.sessions.get(&id).is_some_and(|passage| is_within(&passage.taken, origin, number));
+        let is_unheard = self.sessions.get(&id).is_some_and(|passage| passage.unheard.contains(&origin));
         #[cfg(test)]
         let is_taken = is_taken && self.mutant != Mutant::OwedAtTheCut;
         #[cfg(test)]
@@ -242,6 +254,7 @@ impl<T: Copy + Ord, K> Passing<T, K> {
         }
         match cuts {
             None => Passed::Unknown,
+            Some(_) if is_unheard => Passed::Unknown,
             Some(cuts) if is_within(cuts, origin, number) => Passed::After,
             Some(_) => Passed::There,
         }
@@ -277,7 +290,7 @@ impl<T: Copy + Ord, K> Passing<T, K> {
             }
             match passage.left {
                 Some(_) if passage.owes(origin, number) => Passed::After,
-                Some(_) if passage.is_unsure => Passed::Unknown,
+                Some(_) if passage.is_unsure || passage.unheard.contains(&origin) => Passed::Unknown,
                 None if passage.is_unsure && is_taken && !passage.owes(origin, number) => Passed::Unknown,
                 _ => Passed::There,
             }
@@ -329,5 +342,35 @@ impl<T: Copy + Ord, K> Passing<T, K> {
     pub(super) fn counts(&self) -> (usize, usize) {
         let has_left = |passage: &&Passage<T, K>| passage.left.is_some() || passage.is_unsure;
         (self.sessions.values().filter(has_left).count(), self.sessions.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node that let a session in without having heard of a member: what that one pushes meanwhile is nobody's, and the
+    /// receipt says so. What is heard of is that node's to give.
+    #[test]
+    fn what_a_node_has_not_heard_of_is_unknown() {
+        let [me, there, heard, unheard] = [NodeId(1), NodeId(2), NodeId(3), NodeId(4)];
+        let id: SessionId = "7".parse().expect("a number");
+        let mut passing = Passing::<u8, ()>::new();
+        let cuts: Cuts = [(me, 5), (there, 1), (heard, 9)].into();
+        passing.departs(id, there, Some(&cuts), (me, 5), (), 1);
+        passing.has_not_heard(id, [unheard].into_iter());
+        let held = |passing: &Passing<u8, ()>, origin, number| passing.of_held(id, Some(&cuts), origin, number);
+        assert_eq!(held(&passing, heard, 9), Passed::After);
+        assert_eq!(held(&passing, heard, 10), Passed::There);
+        assert_eq!(held(&passing, unheard, 3), Passed::Unknown);
+        let behind = |passing: &Passing<u8, ()>, origin| -> Vec<Passed> {
+            passing.behind(origin, 12).map(|(_, _, passed)| passed).collect()
+        };
+        assert_eq!(behind(&passing, heard), []);
+        assert_eq!(behind(&passing, unheard), [Passed::Unknown]);
+        assert_eq!(behind(&passing, NodeId(5)), [], "one that has joined since knows the node that has it");
+
+        passing.arrives(id, 3, (me, 5), Cuts::new(), 1);
+        assert_eq!(behind(&passing, unheard), []);
     }
 }

@@ -13,6 +13,7 @@
 //! | `doorbell.rs` | rings for what other nodes put into mailboxes |
 //! | `topics.rs` | topics whose history the nodes share |
 //! | `ask.rs` | questions that every node answers |
+//! | `kicks.rs` | who was kicked lately, and was on the way |
 //! | `view.rs` | what a node shows of itself |
 //! | `claim.rs` | who has a session whose client comes to another node; no I/O, no clock |
 //! | `counted.rs` | whether the other members count this node as one |
@@ -37,6 +38,7 @@ mod counted;
 mod cuts;
 mod doorbell;
 pub mod engine;
+mod kicks;
 mod last;
 mod link;
 mod mail;

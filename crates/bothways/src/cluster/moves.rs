@@ -53,8 +53,7 @@ use crate::{
     codec::{Encode, Payload},
     session::{
         Address, Counts, Departed, Destination, EntryImage, Known, Push, Receipt, Registry, Relay, SessionId,
-        SessionImage,
-        Watcher,
+        SessionImage, Watcher,
     },
 };
 
@@ -529,6 +528,10 @@ impl Node {
                 return Said::Silent;
             }
             let is_frozen = !owning.owned.is_live();
+            if is_frozen && !sessions.session_lives(id) {
+                // It was ended meanwhile, and its task forgets it.
+                return Said::Silent;
+            }
             let attempt = attempt.unwrap_or_else(|| owning.owned.last_try().saturating_add(1));
             owning.asked = Some((by, Instant::now()));
             let given = owning.owned.give(attempt, certain);
@@ -600,6 +603,7 @@ impl Node {
         let Some(sessions) = self.registry() else { return };
         let known = sessions.known(id);
         let me = self.me().unwrap_or(NodeId(0));
+        let members = self.members();
         let (numbers, departed) = {
             // What is pushed finds the session, or the note.
             let _alone = sessions.gate.write();
@@ -615,6 +619,10 @@ impl Node {
                 if let Some(known) = known {
                     state.passing.departs(id, to, cuts.as_ref(), (me, last), known, Instant::now() + LATELY);
                 }
+                if let Some(cuts) = &cuts {
+                    let unheard = members.into_iter().filter(|node| *node != to && !cuts.contains_key(node));
+                    state.passing.has_not_heard(id, unheard);
+                }
                 self.moves.count_left(&state);
                 owning.and_then(|owning| owning.owned.image).map(|parcel| parcel.numbers.clone()).unwrap_or_default()
             };
@@ -626,14 +634,15 @@ impl Node {
                 None => Passed::After,
                 Some((origin, number)) => state.passing.of_held(id, cuts.as_ref(), origin, number),
             };
-            let departed = departed.map(|Departed { relays, late }| {
+            let departed = departed.map(|Departed { relays, late, there }| {
                 let late = late.into_iter().map(|(entry, relay, address)| (entry, relay, passed(address)));
-                (relays, late.collect::<Vec<_>>())
+                (relays, late.collect::<Vec<_>>(), there)
             });
             (numbers, departed)
         };
         self.moves.wake();
-        let Some((relays, late)) = departed else { return };
+        let Some((relays, late, there)) = departed else { return };
+        there.into_iter().for_each(Relay::withdraw);
         self.moves.departed.fetch_add(1, Ordering::Relaxed);
         for (number, relay) in numbers.into_iter().zip(relays) {
             self.relay(number, Some(to), relay);
@@ -995,6 +1004,15 @@ impl Node {
         }
     }
 
+    /// A session was ended while its image was out: nobody is to have it by that. Where somebody has it already, the record is
+    /// another one by now.
+    async fn end_given(&self, id: SessionId) {
+        let Some(revision) = self.moves.state.lock().owned.get(id).map(|owning| owning.owned.revision) else { return };
+        self.moves.let_go(id);
+        // Its time would end by itself.
+        let _ = self.engine().forget(id, revision).await;
+    }
+
     /// Its record names nobody here any more.
     fn end_lost(&self, sessions: &Registry, id: SessionId) {
         self.moves.let_go(id);
@@ -1236,6 +1254,9 @@ async fn settle_frozen(node: Weak<Node>, id: SessionId, mut stop: watch::Receive
         }
         let Some(node) = node.upgrade() else { return };
         let Some(me) = node.me() else { continue };
+        if !node.registry().is_some_and(|sessions| sessions.session_lives(id)) {
+            return node.end_given(id).await;
+        }
         let (was, record) = {
             let state = node.moves.state.lock();
             let Some(owning) = state.owned.get(id).filter(|owning| !owning.owned.is_live() && owning.is_watched) else {

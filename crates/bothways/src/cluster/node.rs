@@ -38,6 +38,7 @@ use super::{
     engine::{
         AskError, BoxFuture, BuryError, Engine, EngineDown, EngineState, Inbox, Lease, Members, RenewError, Revision,
     },
+    kicks::Kicks,
     link::{Arrival, BATCH_BYTES_MAX, Incoming, Number, Outgoing},
     mail::{self, Answer, ITEM_BYTES, Item, Standing},
     moves::{self, Moves},
@@ -109,6 +110,7 @@ pub(crate) struct Node {
     process: u64,
     pub(super) moves: Arc<Moves>,
     pub(super) counted: Mutex<Counted>,
+    pub(super) kicks: Mutex<Kicks>,
     /// Who asks the others whether they count this node: one for all that wait.
     pub(super) counting: tokio::sync::Mutex<()>,
     pub(super) state: Mutex<State>,
@@ -234,6 +236,7 @@ impl Node {
             process: rand::random::<u64>().max(1),
             moves: Arc::new(Moves::new()),
             counted: Mutex::default(),
+            kicks: Mutex::default(),
             counting: tokio::sync::Mutex::default(),
             state: Mutex::new(State {
                 life: None,

@@ -158,6 +158,12 @@ impl Node {
         written.parked = Some(parked);
         // Its record may be renewed at this moment.
         match timeout(PARK_MAX, self.keep_while(id, Some(was), &written, || self.moves.is_frozen(id))).await {
+            Ok(Keep::Stays(revision)) if !sessions.session_lives(id) => {
+                // It was ended meanwhile: who comes for it is not to find it.
+                self.moves.disown(id);
+                let _ = timeout(PARK_MAX, self.engine().forget(id, revision)).await;
+                Put::Left
+            }
             Ok(Keep::Stays(_)) => Put::Parked,
             Ok(Keep::Gone(to)) => Put::Gone(to),
             Ok(Keep::GivenUp) => {

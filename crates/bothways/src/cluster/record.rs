@@ -73,6 +73,11 @@ impl Written {
         if self.is_given_up() && was.is_none() { NEVER_WAS_TTL } else { RECORD_TTL }
     }
 
+    pub(super) fn known(&self) -> Known {
+        let user = self.user.as_deref().map(Into::into);
+        Known { user, labels: self.labels.clone(), ..Known::of(self.hash) }
+    }
+
     pub(super) fn to_bytes(&self) -> Bytes {
         // Of numbers, bytes and texts: there is none that MessagePack cannot write.
         self.encode(SerializeType::MSGPACK).unwrap_or_default()

@@ -576,6 +576,11 @@ impl Server {
     /// As [`Self::kick`], at every node of the cluster; each answers how many sessions ended. A server that has not joined
     /// one answers for itself alone, as node 0. Dropping the future leaves it open which nodes have done so.
     ///
+    /// [`Target::session`] ends its session also where it waits in the store, or where the lease of its node has ended: it
+    /// counts as one of this node's, and its client hears that nobody knows it. If the register does not say whether there is
+    /// such a session, this node is among the silent ones, as [`EngineDown`](crate::UnreachedWhy::EngineDown). Another target
+    /// means the sessions at nodes: one that waits in the store it does not end.
+    ///
     /// # Errors
     /// As [`Self::sessions`].
     #[cfg(feature = "cluster")]

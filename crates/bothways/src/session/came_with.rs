@@ -5,6 +5,16 @@ use std::collections::HashMap;
 
 use super::history::{Position, TopicPlace};
 
+/// A topic of a session that has come from another node, and is no subscriber of it yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Coming {
+    /// It has all up to here.
+    pub(super) position: Position,
+    pub(super) by_client: bool,
+    /// Nothing of it may overtake what was not sent.
+    pub(super) is_ordered: bool,
+}
+
 /// Chains of one topic. Of more the oldest is forgotten: a client that asks for what it is owed then gets that part twice.
 const CHAINS_MAX: usize = 64;
 

@@ -82,6 +82,9 @@ pub(crate) struct Hub {
     /// Stamps that were given to what was there before.
     #[cfg(feature = "cluster")]
     older: AtomicU64,
+    /// Sessions that came from other nodes and are to be subscribers in a moment, by topic. Looked at with no session locked.
+    #[cfg(feature = "cluster")]
+    coming: parking_lot::Mutex<std::collections::HashMap<Arc<str>, Vec<Session>>>,
 }
 
 /// What clients may subscribe to.
@@ -146,6 +149,8 @@ impl Hub {
             shared: std::sync::OnceLock::new(),
             #[cfg(feature = "cluster")]
             older: AtomicU64::new(0),
+            #[cfg(feature = "cluster")]
+            coming: parking_lot::Mutex::default(),
         })
     }
 

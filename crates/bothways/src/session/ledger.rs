@@ -329,7 +329,6 @@ impl Ledger {
     }
 
     /// A message of a topic was not sent to this session, and its client is told that something is missing.
-    #[cfg(feature = "cluster")]
     pub(super) fn miss_and_tell(&mut self, stamp: u64) {
         self.open().miss_and_tell(stamp);
     }

@@ -324,7 +324,12 @@ impl Registry {
             Who::Users(names) => unique(names.iter().flat_map(|name| self.users.sessions_of(name)).collect()),
             Who::SubscribersOf(name) => {
                 topic::check_topic(name)?;
-                self.hub.subscribers(name).iter().cloned().collect()
+                #[cfg(feature = "cluster")]
+                let coming = self.hub.coming_to(name);
+                let found: Vec<Session> = self.hub.subscribers(name).iter().cloned().collect();
+                #[cfg(feature = "cluster")]
+                let found = unique(found.into_iter().chain(coming).collect());
+                found
             }
             Who::Everyone => {
                 self.make_all();

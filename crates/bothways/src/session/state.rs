@@ -34,6 +34,8 @@
 //! free. The ledger and the subscriptions keep rules of their own (`ledger.rs`, `topic.rs`); what concerns them and
 //! the session's standing at once is an event here.
 
+#[cfg(feature = "cluster")]
+use std::collections::HashSet;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
@@ -58,7 +60,12 @@ use super::{
     topic::Patterns,
 };
 #[cfg(feature = "cluster")]
-use super::{came_with::CameWith, history::TopicPlace, receipt::Ticket};
+use super::{
+    came_with::{CameWith, Coming},
+    history::TopicPlace,
+    receipt::Ticket,
+    topic::NEVER,
+};
 use crate::{
     clock::later,
     connection::{Connection, HeldReply, Methods},
@@ -118,6 +125,8 @@ enum Phase {
     Given {
         since: Instant,
         claims: Box<Claims>,
+        /// Topics of which its image says how far it is: the node that has it then sends what is behind.
+        topics: Vec<Arc<str>>,
     },
     /// Its client left, and cannot come back: if it was `Resumable`, because nobody waits for it.
     Left {
@@ -154,12 +163,31 @@ struct Rare {
     held: Option<Box<(u64, Instant)>>,
     parts: Parts,
     #[cfg(feature = "cluster")]
-    came_with: CameWith,
+    travelled: Option<Box<Travelled>>,
     /// Connections that it had before, whose tokens have run out: what runs on them is answered there.
     former: Vec<Connection>,
     /// The session that made way for it last.
     stands_for: Option<SessionId>,
 }
+
+/// What a session has that came from another node.
+#[cfg(feature = "cluster")]
+#[derive(Default)]
+struct Travelled {
+    came_with: CameWith,
+    /// Topics of which it is no subscriber yet.
+    coming: BTreeMap<Arc<str>, Coming>,
+    /// Keys of which it has got newer values since, and until when they are noted.
+    newer: Option<(Instant, HashSet<String>)>,
+}
+
+/// For how long values of keys may follow a session.
+#[cfg(feature = "cluster")]
+const FOLLOWS_MAX: Duration = Duration::from_secs(60);
+
+/// Most keys of which it is known that what follows a session is older. Values of others come as they come.
+#[cfg(feature = "cluster")]
+const NEWER_MAX: usize = 1024;
 
 /// What is left of a session when it ends. Dropped when nothing is locked: what it was owed is dropped with it.
 pub(super) struct Remains {
@@ -453,6 +481,7 @@ impl State {
     ) -> Self {
         let rare = self.rare();
         (rare.secret, rare.labels) = (secret, labels.into_iter().collect());
+        rare.travelled.get_or_insert_default().newer = Some((Instant::now() + FOLLOWS_MAX, HashSet::new()));
         for (id, until) in given_up {
             rare.given_up.get_or_insert_default().note(id, until);
         }
@@ -462,7 +491,7 @@ impl State {
     /// These messages of topics its ledger has from another node.
     pub(super) fn coming_with(mut self, came_with: CameWith) -> Self {
         if !came_with.is_empty() {
-            self.rare().came_with = came_with;
+            self.rare().travelled.get_or_insert_default().came_with = came_with;
         }
         self
     }
@@ -474,16 +503,16 @@ impl State {
     }
 
     /// Another node wants it: it loses the connection that it has, which is returned, and changes no more.
-    pub(super) fn give(&mut self, at: Duration, bounds: &Arc<Bounds>) -> Option<Connection> {
+    pub(super) fn give(&mut self, at: Duration, bounds: &Arc<Bounds>, topics: Vec<Arc<str>>) -> Option<Connection> {
         debug_assert!(self.batch.is_none(), "see `leave_batch`");
         if let Some(connection) = self.connection().cloned() {
             self.lose(&connection, true, Instant::now(), at);
-            self.give(at, bounds);
+            self.give(at, bounds, topics);
             return Some(connection);
         }
         let since = self.away_since()?;
         let claims = Box::new(Claims::new(SessionId(0), false, Arc::clone(bounds)));
-        self.phase = Phase::Given { since, claims };
+        self.phase = Phase::Given { since, claims, topics };
         None
     }
 
@@ -505,10 +534,13 @@ impl State {
         }
     }
 
-    /// It has gone: the tickets of what was in its image, and what was held since. It is to be removed.
-    pub(super) fn depart(&mut self) -> Option<(Vec<Ticket>, Vec<HeldEntry>)> {
+    /// It has gone: the tickets of what was in its image, what was held since, and the topics of which the node that has it
+    /// sends that. It is to be removed.
+    pub(super) fn depart(&mut self) -> Option<(Vec<Ticket>, Vec<HeldEntry>, Vec<Arc<str>>)> {
         match &mut self.phase {
-            Phase::Given { claims, .. } => Some((self.ledger.depart(), std::mem::take(&mut claims.held))),
+            Phase::Given { claims, topics, .. } => {
+                Some((self.ledger.depart(), std::mem::take(&mut claims.held), std::mem::take(topics)))
+            }
             _ => None,
         }
     }
@@ -853,7 +885,6 @@ impl State {
     }
 
     /// Messages of a topic are missing, and nobody has them any more: its client is told.
-    #[cfg(feature = "cluster")]
     pub(super) fn miss_and_tell(&mut self, stamp: u64) {
         self.ledger.miss_and_tell(stamp);
     }
@@ -952,8 +983,39 @@ impl State {
         self.ledger.land();
     }
 
+    /// The session has got a newer value of this key than one that comes after it from the node that had it.
+    #[cfg(feature = "cluster")]
+    fn is_passed(&self, class: &Class) -> bool {
+        let Class::Latest(key) = class else { return false };
+        let newer = self.travelled().and_then(|travelled| travelled.newer.as_ref());
+        newer.is_some_and(|(_, keys)| keys.contains(key))
+    }
+
+    #[cfg(feature = "cluster")]
+    fn note_newer(&mut self, class: &Class) {
+        let Class::Latest(key) = class else { return };
+        let Some(travelled) = self.travelled_mut() else { return };
+        travelled.newer.take_if(|(until, _)| *until <= Instant::now());
+        if let Some((_, keys)) = &mut travelled.newer
+            && keys.len() < NEWER_MAX
+        {
+            keys.insert(key.clone());
+        }
+    }
+
+    /// Takes what comes after it from the node that had it.
+    #[cfg(feature = "cluster")]
+    pub(super) fn take_late(&mut self, mut entry: Entry, now: Duration) {
+        match self.is_passed(&entry.class) {
+            true => entry.ticket.advance(Stage::Superseded),
+            false => _ = self.ledger.push(entry, now),
+        }
+    }
+
     /// Takes a push into the ledger: of a topic whose client asks for what it was not sent, nothing overtakes that.
     pub(super) fn take(&mut self, entry: Entry, topic: Option<&str>, now: Duration) {
+        #[cfg(feature = "cluster")]
+        self.note_newer(&entry.class);
         let is_tracked = entry.class == Class::Tracked;
         match topic {
             Some(topic) if self.patterns.is_stalled(topic) => self.ledger.refuse(entry),
@@ -1114,6 +1176,10 @@ impl State {
 
     /// It has subscribed to this, and was sent everything since then. `by_client`: its client asked for it.
     pub(super) fn subscribe(&mut self, pattern: Arc<str>, since: u64, by_client: bool) {
+        #[cfg(feature = "cluster")]
+        if let Some(travelled) = self.travelled_mut() {
+            travelled.coming.remove(&pattern);
+        }
         self.patterns.insert(Arc::clone(&pattern), since);
         if by_client {
             self.patterns.set_by_client(&pattern);
@@ -1149,8 +1215,9 @@ impl State {
     pub(super) fn unsubscribe(&mut self, pattern: &str) -> bool {
         self.forget_parts(pattern);
         #[cfg(feature = "cluster")]
-        if let Some(rare) = &mut self.rare {
-            rare.came_with.forget(pattern);
+        if let Some(travelled) = self.travelled_mut() {
+            travelled.came_with.forget(pattern);
+            travelled.coming.remove(pattern);
         }
         self.patterns.remove(pattern)
     }
@@ -1169,7 +1236,7 @@ impl State {
     /// True if the message that stands here in a topic has come with this session from another node.
     #[cfg(feature = "cluster")]
     pub(super) fn came_with(&self, topic: &str, position: Position) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.came_with.has(topic, position))
+        self.travelled().is_some_and(|travelled| travelled.came_with.has(topic, position))
     }
 
     /// Without a cluster it has come from nowhere.
@@ -1181,7 +1248,64 @@ impl State {
     /// This has come after it from the node that had it.
     #[cfg(feature = "cluster")]
     pub(super) fn note_came(&mut self, topic: &str, place: TopicPlace) {
-        self.rare().came_with.note(topic, place);
+        self.rare().travelled.get_or_insert_default().came_with.note(topic, place);
+    }
+
+    /// It was sent all of this topic up to some position, and is to be a subscriber again, from there.
+    #[cfg(feature = "cluster")]
+    pub(super) fn expect(&mut self, topic: &Arc<str>, coming: Coming) {
+        self.subscribe(Arc::clone(topic), NEVER, coming.by_client);
+        if coming.is_ordered {
+            self.set_ordered(topic);
+        }
+        self.rare().travelled.get_or_insert_default().coming.insert(Arc::clone(topic), coming);
+    }
+
+    /// How far it is with this topic, if it is to be a subscriber of it.
+    #[cfg(feature = "cluster")]
+    pub(super) fn coming(&self, topic: &str) -> Option<Coming> {
+        self.travelled()?.coming.get(topic).copied()
+    }
+
+    /// As [`Self::coming`], only the position.
+    #[cfg(feature = "cluster")]
+    pub(super) fn coming_from(&self, topic: &str) -> Option<Position> {
+        Some(self.coming(topic)?.position)
+    }
+
+    /// Without a cluster it comes from nowhere.
+    #[cfg(not(feature = "cluster"))]
+    pub(super) fn coming_from(&self, _topic: &str) -> Option<Position> {
+        None
+    }
+
+    /// All that [`Self::coming`] knows.
+    #[cfg(feature = "cluster")]
+    pub(super) fn all_coming(&self) -> Vec<(Arc<str>, Position)> {
+        let coming = self.travelled().into_iter().flat_map(|travelled| &travelled.coming);
+        coming.map(|(topic, coming)| (Arc::clone(topic), coming.position)).collect()
+    }
+
+    /// True if it has this topic, and is no subscriber of it yet.
+    #[cfg(feature = "cluster")]
+    pub(super) fn is_coming(&self, topic: &str) -> bool {
+        self.travelled().is_some_and(|travelled| travelled.coming.contains_key(topic))
+    }
+
+    /// Without a cluster it comes from nowhere.
+    #[cfg(not(feature = "cluster"))]
+    pub(super) fn is_coming(&self, _topic: &str) -> bool {
+        false
+    }
+
+    #[cfg(feature = "cluster")]
+    fn travelled(&self) -> Option<&Travelled> {
+        self.rare.as_ref()?.travelled.as_deref()
+    }
+
+    #[cfg(feature = "cluster")]
+    fn travelled_mut(&mut self) -> Option<&mut Travelled> {
+        self.rare.as_mut()?.travelled.as_deref_mut()
     }
 
     /// It was sent this part of a topic, which follows that position.

@@ -116,6 +116,15 @@ impl Target {
         named && !self.except.contains(&id) && self.labels.iter().all(has)
     }
 
+    /// The only session that is meant, if it is named.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn only_session(&self) -> Option<super::SessionId> {
+        match &self.who {
+            Who::Session(id) => Some(*id),
+            _ => None,
+        }
+    }
+
     /// True if the session is not excluded.
     pub(crate) fn admits(&self, session: &Session) -> bool {
         if self.except.contains(&session.id()) {

@@ -162,6 +162,10 @@ pub(super) struct Patterns {
 #[derive(Clone, Copy, Debug)]
 struct Since(u64);
 
+/// The stamp of a pattern that a session has, and of which it was sent nothing yet.
+#[cfg(feature = "cluster")]
+pub(super) const NEVER: u64 = !Since::MARKS;
+
 impl Since {
     const ORDERED: u64 = 1 << 63;
     const STALLED: u64 = 1 << 62;
@@ -222,6 +226,12 @@ impl Patterns {
         {
             self.held[at].1.0 |= Since::STALLED;
         }
+    }
+
+    /// True if nothing of this topic may overtake what was not sent of it.
+    #[cfg(feature = "cluster")]
+    pub(super) fn is_ordered(&self, topic: &str) -> bool {
+        self.place(topic).is_ok_and(|at| self.held[at].1.0 & Since::ORDERED != 0)
     }
 
     pub(super) fn is_stalled(&self, topic: &str) -> bool {

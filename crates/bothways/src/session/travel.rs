@@ -10,7 +10,11 @@
 //! Given away, it changes no more: it has no connection, nothing expires, and what is pushed to it is held, for it or
 //! for where it goes. `cluster/claim.rs` decides when it is given, and to which node.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bothways_proto::keys;
 use serde::{Deserialize, Serialize};
@@ -19,12 +23,13 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     NodeId, Session, SessionId,
     away::{Owner, Waiting},
-    came_with::CameWith,
+    came_with::{CameWith, Coming},
     claims::Held,
     elsewhere::{Counts, Known, Watcher},
     endings::{Ending, NotResumed},
     explain::{Event, EventLog},
     handle::Inner,
+    history::Position,
     ledger::{Entry, EntryImage, Ledger, LedgerImage},
     lock::Lock,
     push::{Class, Encoded, Origin, Push},
@@ -67,6 +72,21 @@ pub(crate) struct SessionImage {
     pub(crate) behind: Vec<(u64, Vec<u64>)>,
     /// Up to which number it was given the pushes of each node.
     pub(crate) taken: Vec<(u64, u64)>,
+    /// Topics with a history that it has by name, and how far it is with each.
+    #[serde(default)]
+    topics: Vec<TopicImage>,
+}
+
+/// See [`SessionImage`].
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct TopicImage {
+    name: String,
+    epoch: u64,
+    offset: u64,
+    /// Nothing may overtake what was not sent of it.
+    is_ordered: bool,
+    /// Something was not sent, and its client asks for it: the position says nothing.
+    is_stalled: bool,
 }
 
 /// The ticket of a push whose session went on elsewhere: it follows what becomes of the push there. Dropped before
@@ -110,12 +130,18 @@ pub(crate) struct Departed {
     pub(crate) relays: Vec<Relay>,
     /// What was pushed to it since, which follows it.
     pub(crate) late: Vec<(EntryImage, Relay, Option<Address>)>,
+    /// The same of topics, which the node that has it sends by itself.
+    pub(crate) there: Vec<Relay>,
 }
 
 /// What became of an image that came.
 pub(crate) struct TakenIn {
     /// Its pushes whose ends are asked for, and where each stands.
     pub(crate) receipts: Vec<(u64, Receipt)>,
+    /// It is to be a subscriber of topics when the copies here are as new as it is: [`Registry::bring_up`] sees to that.
+    pub(crate) is_coming: bool,
+    /// How old it was when it was given.
+    pub(crate) age: Duration,
 }
 
 /// Most events that go along.
@@ -149,7 +175,7 @@ impl Registry {
         if session.lock().is_put_off() {
             session.write_put_off();
         }
-        let (image, connection) = {
+        let (image, connection) = self.hub.between_messages(&session, |positions| {
             let mut state = session.lock();
             if !state.is_resumable() || state.known().is_none_or(|known| known.hash != *hash) {
                 return None;
@@ -159,9 +185,12 @@ impl Registry {
             }
             let (now, event_log) = (session.now(), &session.inner.event_log);
             state.leave_batch(event_log);
-            let connection = state.give(now, &self.bounds);
-            (state.image(id, event_log, self.options.resume_window, number), connection)
-        };
+            let topics = state.topics(positions);
+            let names = topics.iter().map(|topic| topic.name.as_str().into()).collect();
+            let connection = state.give(now, &self.bounds, names);
+            let image = state.image(id, event_log, self.options.resume_window, number);
+            Some((SessionImage { topics, ..image }, connection))
+        })?;
         session.inner.changed.notify_waiters();
         if let Some(connection) = connection {
             self.by_connection.of(&connection.id()).write().remove(&connection.id());
@@ -192,14 +221,24 @@ impl Registry {
         let session = self.session(id)?;
         let departed = {
             let mut state = session.lock();
-            let (tickets, held) = state.depart()?;
+            let (tickets, held, topics) = state.depart()?;
             let now = session.now();
+            let topics: HashSet<&str> = topics.iter().map(|name| &**name).collect();
+            let is_there = |held: &Held| {
+                let place = || EntryImage::of(&held.entry, now, 0).place(self.limits());
+                !topics.is_empty() && place().is_some_and(|(topic, _)| topics.contains(&*topic))
+            };
+            let (there, held): (Vec<_>, Vec<_>) = held.into_iter().partition(is_there);
             let late = held.into_iter().map(|Held { entry, .. }| {
                 let image = EntryImage::of(&entry, now, number(entry.ticket.owed()));
                 let address = entry.ticket.address();
                 (image, Relay(entry.ticket), address)
             });
-            Departed { late: late.collect(), relays: tickets.into_iter().map(Relay).collect() }
+            Departed {
+                late: late.collect(),
+                relays: tickets.into_iter().map(Relay).collect(),
+                there: there.into_iter().map(|held| Relay(held.entry.ticket)).collect(),
+            }
         };
         let ending = Ending::new("it went on at another node", NotResumed::Unknown);
         self.remove(&session, ending, None);
@@ -212,10 +251,11 @@ impl Registry {
             let _alone = self.gate.write();
             self.depart(id, &mut |_| 0)
         };
-        let Some(Departed { relays, late }) = departed else { return Vec::new() };
+        let Some(Departed { relays, late, there }) = departed else { return Vec::new() };
         for (_, mut relay, _) in late {
             relay.follow(&Counts::NONE);
         }
+        there.into_iter().for_each(Relay::withdraw);
         relays
     }
 
@@ -276,17 +316,52 @@ impl Registry {
         if let Some(user) = &image.user {
             self.bind_user(&session, Some(user));
         }
-        for (pattern, by_client) in &image.patterns {
-            // What has no room here, or is not allowed, is left out.
-            let _ = self.hub.subscribe(&session, pattern, None, *by_client);
-        }
-        if !is_from_node {
-            // While it was nowhere nobody kept what was published for it, and a living node sends that after it.
-            self.hub.tell_missed(&session);
-        }
+        self.subscribe_as_it_was(&session, &image.patterns, &image.topics, is_from_node);
+        let is_coming = !session.lock().all_coming().is_empty();
         let waiting = self.waiting_of(&session, &session.lock());
         self.wait_for_client(waiting, since);
-        Some(TakenIn { receipts })
+        Some(TakenIn { receipts, is_coming, age })
+    }
+
+    /// A session that has come subscribes to what it had.
+    fn subscribe_as_it_was(
+        &self,
+        session: &Session,
+        patterns: &[(String, bool)],
+        topics: &[TopicImage],
+        is_from_node: bool,
+    ) {
+        let topics: HashMap<&str, &TopicImage> = topics.iter().map(|topic| (&*topic.name, topic)).collect();
+        let mut is_missing = false;
+        for (pattern, by_client) in patterns {
+            let topic = topics.get(&**pattern).copied().filter(|_| self.hub.is_shared(pattern));
+            let is_stalled = topic.is_some_and(|topic| topic.is_stalled);
+            if let Some(&TopicImage { epoch, offset, is_ordered, .. }) = topic.filter(|_| !is_stalled) {
+                let position = Position { epoch, offset };
+                let coming = Coming { position, by_client: *by_client, is_ordered };
+                self.hub.expect(session, &pattern.as_str().into(), coming);
+                continue;
+            }
+            // What has no room here, or is not allowed, is left out.
+            let _ = self.hub.subscribe(session, pattern, None, *by_client);
+            if is_stalled {
+                let mut state = session.lock();
+                state.set_ordered(pattern);
+                state.stall(pattern);
+            }
+            // While it was nowhere nobody kept what was published for it, and a living node sends that after it.
+            is_missing |= is_stalled || topic.is_none() && !is_from_node && self.hub.is_shared(pattern);
+        }
+        if is_missing {
+            self.hub.tell_missed(session);
+        }
+    }
+
+    /// Makes a session that has come a subscriber of all that it is to be. Its client waits for nothing else meanwhile.
+    pub(crate) async fn bring_up(&self, id: SessionId) {
+        if let Some(session) = self.session(id) {
+            Arc::clone(&self.hub).bring_up_all(session).await;
+        }
     }
 
     /// Takes in a push that follows a session which came from there. `None`: it is not here.
@@ -301,7 +376,7 @@ impl Registry {
             state.expire_waiting(now);
             if let Some(entry) = state.hold(entry, &"late".into()) {
                 let missed = state.ledger().missed();
-                state.take(entry, None, now);
+                state.take_late(entry, now);
                 let is_taken = missed == state.ledger().missed();
                 if let Some((topic, place)) = place.filter(|_| is_taken) {
                     state.note_came(&topic, place);
@@ -486,7 +561,23 @@ impl State {
             giver: 0,
             behind: Vec::new(),
             taken: Vec::new(),
+            topics: Vec::new(),
         }
+    }
+
+    /// How far it is with topics: so far, unless it is no subscriber here yet.
+    fn topics(&self, positions: &[(Arc<str>, Position)]) -> Vec<TopicImage> {
+        let mut all: BTreeMap<Arc<str>, Position> = positions.iter().cloned().collect();
+        all.extend(self.all_coming());
+        all.retain(|name, _| self.patterns().contains(name));
+        let image = |(name, position): (Arc<str>, Position)| TopicImage {
+            name: name.to_string(),
+            epoch: position.epoch,
+            offset: position.offset,
+            is_ordered: self.patterns().is_ordered(&name),
+            is_stalled: self.patterns().is_stalled(&name),
+        };
+        all.into_iter().map(image).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bothways::{Push, Stage, Target, cluster::memory::MemoryBroker, testing};
+use bothways::{Class, Push, Stage, Target, cluster::memory::MemoryBroker, testing};
 use tokio::time::sleep;
 
 use crate::{
@@ -20,7 +20,7 @@ fn what_follows_a_session_waits_for_its_node() {
 /// Its time to live runs meanwhile.
 #[test]
 fn what_follows_a_session_expires_while_it_waits() {
-    follows(Some(Duration::from_millis(3500)));
+    follows(Some(Duration::from_millis(2500)));
 }
 
 fn follows(time_to_live: Option<Duration>) {
@@ -29,10 +29,10 @@ fn follows(time_to_live: Option<Duration>) {
         let [one, other, origin] = nodes(&broker).await;
         let (mut ann, id) = ann_at(&one).await;
         one.loses(&ann).await;
-        assert!(broker.faults().pause(one.id, true));
+        broker.faults().claims_late(1, Duration::from_millis(900));
         goes_to(&ann, &other);
-        sleep(Duration::from_millis(100)).await;
-        // The other node has seen it before it has the session; her own has given that away before it sees it.
+        // She is there, her node has given her session away, and the other one has not got it yet.
+        sleep(Duration::from_millis(600)).await;
         let mut push = Push::new("Mail", "New", "late".to_owned());
         if let Some(time) = time_to_live {
             push = push.time_to_live(time);
@@ -42,7 +42,7 @@ fn follows(time_to_live: Option<Duration>) {
         assert!(broker.faults().pause(other.id, true));
         // What follows waits behind this.
         one.push(&Target::user("bob"), "to nobody");
-        assert!(broker.faults().pause(one.id, false));
+        assert!(!is_there(&other, id));
         until("it is there", || is_there(&other, id)).await;
         sleep(Duration::from_secs(4)).await;
         assert_eq!(receipt.outcomes().dropped(), 0, "{receipt:?}");
@@ -60,5 +60,50 @@ fn follows(time_to_live: Option<Duration>) {
         let outcomes = outcomes.unwrap_or_else(|_| receipt.outcomes());
         assert_eq!((outcomes.targets(), outcomes.at(Stage::Handled)), (1, 1), "{receipt:?}");
         nothing(&mut ann).await;
+    });
+}
+
+/// A value of a key follows a session, and comes behind a newer one that its node has got by itself: it is superseded, and
+/// does not end as the newest. What else follows comes in its order, also where it had to wait for the node.
+#[test]
+fn an_older_value_that_follows_is_superseded() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other, origin] = nodes(&broker).await;
+        let (mut ann, id) = ann_at(&one).await;
+        one.loses(&ann).await;
+        broker.faults().claims_late(1, Duration::from_millis(900));
+        goes_to(&ann, &other);
+        // She is there, her node has given her session away, and the other one has not got it yet.
+        sleep(Duration::from_millis(600)).await;
+        let latest = |text: &str| {
+            let push = Push::new("Mail", "New", text.to_owned()).class(Class::Latest("rate".to_owned()));
+            origin.server().push(&Target::user("ann"), &push).expect("a small push")
+        };
+        let old = latest("old");
+        let followers: Vec<_> = (0..5).map(|number| origin.push(&Target::user("ann"), &format!("{number}"))).collect();
+        sleep(Duration::from_millis(50)).await;
+        assert!(broker.faults().pause(other.id, true));
+        // What follows waits behind this.
+        one.push(&Target::user("bob"), "to nobody");
+        assert!(!is_there(&other, id));
+        until("it is there", || is_there(&other, id)).await;
+        let new = latest("new");
+        sleep(Duration::from_secs(4)).await;
+        assert!(broker.faults().pause(other.id, false));
+        // It may have been given up while its node was silent; then this one is the newest.
+        sleep(Duration::from_secs(1)).await;
+        let newer = latest("newer");
+
+        let (mut values, mut others) = (Vec::new(), Vec::new());
+        while let Ok(text) = tokio::time::timeout(Duration::from_secs(30), next(&mut ann)).await {
+            if text.parse::<u32>().is_ok() { &mut others } else { &mut values }.push(text);
+        }
+        assert_eq!(others, ["0", "1", "2", "3", "4"]);
+        assert_eq!(values.last().map(String::as_str), Some("newer"), "{values:?}: {old:?} {new:?} {newer:?}");
+        for receipt in followers.iter().chain([&newer]) {
+            let outcomes = tokio::time::timeout(Duration::from_secs(300), receipt.handled()).await.expect("it ends");
+            assert_eq!((outcomes.targets(), outcomes.at(Stage::Handled)), (1, 1), "{receipt:?}");
+        }
     });
 }

@@ -5,12 +5,17 @@ use std::{
     time::Duration,
 };
 
-use bothways::{Stage, Target, cluster::memory::MemoryBroker, testing};
+use bothways::{
+    ConnectionEvent, SessionLost, Stage, Target,
+    cluster::memory::MemoryBroker,
+    session::{SessionId, UnreachedWhy},
+    testing,
+};
 use tokio::time::sleep;
 
 use crate::{
     support::{Node, join, join_with, next, nodes, nothing, until},
-    ways::{ann_at, comes_to, goes_to, is_there, session_of, settle},
+    ways::{ann_at, comes_to, goes_to, session_of, settle},
 };
 
 /// A client that is away when its node stops finds its session in the store, from any node.
@@ -186,4 +191,108 @@ fn a_rolling_restart_loses_nothing() {
         println!("{} pushes: {sum:?}", receipts.len());
         assert_eq!(sum.get("handled"), Some(&receipts.len()), "{sum:?}");
     });
+}
+
+/// A session that is named is kicked also where it waits in the store, and where its node has died: who comes for it hears
+/// that nobody knows it. One that a living node has is kicked there, and no other session ends.
+#[test]
+fn a_kick_ends_a_session_that_is_at_no_node() {
+    for dies in [false, true] {
+        testing::run(async {
+            let broker = MemoryBroker::new();
+            let [one, other, third] = nodes(&broker).await;
+            let (ann, id) = ann_at(&one).await;
+            let mut events = ann.client.events();
+            one.loses(&ann).await;
+            if dies {
+                broker.faults().kill(one.id);
+                let is_alone = || other.server().nodes().is_some_and(|(_, others)| !others.contains(&one.id));
+                until("it is gone", is_alone).await;
+                // Until a node has buried it it may live.
+                sleep(Duration::from_secs(3)).await;
+            } else {
+                assert_eq!(one.server().drain(Duration::from_secs(5), 100).await.sessions_parked, 1);
+            }
+            let stranger = Target::session(id).only_labelled("device", "another");
+            let kicked = third.server().kick_everywhere(&stranger, "enough").await.expect("no topic");
+            assert!(kicked.answers.iter().all(|(_, count)| *count == 0), "{kicked:?}");
+            let kicked = third.server().kick_everywhere(&Target::session(id), "enough").await.expect("no topic");
+            assert_eq!(kicked.answers.iter().map(|(_, count)| count).sum::<usize>(), 1, "{kicked:?}");
+            assert_eq!(kicked.answers[0], (third.id, 1));
+            let again = third.server().kick_everywhere(&Target::session(id), "enough").await.expect("no topic");
+            assert!(again.answers.iter().all(|(_, count)| *count == 0), "{again:?}");
+
+            goes_to(&ann, &other);
+            let lost = async {
+                loop {
+                    if let Some(ConnectionEvent::SessionLost { why, .. }) = events.next().await {
+                        break why;
+                    }
+                }
+            };
+            let lost = tokio::time::timeout(Duration::from_secs(60), lost).await.expect("it hears of it");
+            assert_eq!(lost, SessionLost::Unknown, "{dies}");
+        });
+    }
+}
+
+/// Without the register nobody can tell whether a session waits in the store: the answer says so.
+#[test]
+fn a_kick_without_the_register_says_so() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other] = nodes(&broker).await;
+        let (ann, id) = ann_at(&one).await;
+        one.loses(&ann).await;
+        assert_eq!(one.server().drain(Duration::from_secs(5), 100).await.sessions_parked, 1);
+        broker.faults().register_up(false);
+        let kicked = other.server().kick_everywhere(&Target::session(id), "enough").await.expect("no topic");
+        assert!(kicked.silent.contains(&(other.id, UnreachedWhy::EngineDown)), "{kicked:?}");
+    });
+}
+
+/// A user is kicked while her session is on its way from one node to another: it ends, wherever it is by then, and her client
+/// is told. A session that she begins afterwards stays.
+#[test]
+fn a_kick_ends_a_session_that_is_on_its_way() {
+    for after in [0, 300, 600, 900, 1200] {
+        testing::run(async {
+            let broker = MemoryBroker::new();
+            let [one, other, third] = nodes(&broker).await;
+            let (ann, id) = ann_at(&one).await;
+            let mut events = ann.client.events();
+            one.loses(&ann).await;
+            sleep(Duration::from_secs(5)).await;
+            broker.faults().claims_late(1, Duration::from_millis(900));
+            goes_to(&ann, &other);
+            sleep(Duration::from_millis(after)).await;
+            let kicked = third.server().kick_everywhere(&Target::user("ann"), "enough").await.expect("no topic");
+            assert!(kicked.silent.is_empty(), "{kicked:?}");
+
+            let lost = async {
+                loop {
+                    if let Some(ConnectionEvent::SessionLost { why, .. }) = events.next().await {
+                        break why;
+                    }
+                }
+            };
+            let lost = tokio::time::timeout(Duration::from_secs(60), lost).await.expect("it hears of it");
+            assert!(matches!(lost, SessionLost::Kicked | SessionLost::Unknown), "{after}: {lost:?}");
+            for node in [&one, &other] {
+                assert!(node.server().sessions(&Target::session(id)).expect("no topic").is_empty(), "{after}");
+            }
+            // She may be back by herself, with another one.
+            let sessions_at = |node: &Node| -> BTreeSet<SessionId> {
+                let found = node.server().sessions(&Target::user("ann")).expect("no topic");
+                found.iter().map(bothways::Session::id).collect()
+            };
+            let before = sessions_at(&one);
+            let again = one.client("ann").await;
+            settle().await;
+            let new = *sessions_at(&one).difference(&before).next().expect("it is there");
+            comes_to(&again, &other, new).await;
+            sleep(Duration::from_secs(5)).await;
+            assert!(sessions_at(&other).contains(&new), "{after}");
+        });
+    }
 }

@@ -9,6 +9,10 @@
 //! |---|---|
 //! | deep | it has what the log had before this node followed the topic. Until then it answers no position |
 //! | being read | the log is read behind its last message; what comes live only says how far |
+//!
+//! A session that comes from another node says how far it is with each topic that it has by name. It is no subscriber
+//! before the copy here is as new as that; then it gets from the copy what is behind, and after that what comes live. So
+//! nothing overtakes anything, and what its former node has got meanwhile is nobody's to send.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -16,16 +20,19 @@ use std::{
 };
 
 use bothways_proto::keys;
+use tokio::task::JoinSet;
 
 use super::{
     super::{
         Push, Session,
+        came_with::Coming,
         fan_out::SendError,
         history::Position,
         kept::{Kept, Topic},
         lock::Held as HeldLocks,
         receipt::Receipt,
         rules::TopicOptions,
+        topic::has_wildcard,
     },
     Hub, Published, in_order,
 };
@@ -130,7 +137,7 @@ impl Hub {
         from: Option<Position>,
     ) -> Result<(), &'static str> {
         let (Some(histories), Some(options)) = (self.shared.get(), self.shared_options(pattern)) else { return Ok(()) };
-        if !super::topic::has_wildcard(pattern) {
+        if !has_wildcard(pattern) {
             // Without room for a copy there is no position for who subscribes.
             let _ = self.topics.keep(pattern, options, self.maker(session, true));
         }
@@ -152,9 +159,9 @@ impl Hub {
         self.subscriptions.read().count(pattern) != 0
     }
 
-    /// True if sessions of this node get messages of this topic.
+    /// True if sessions of this node get messages of this topic, or will in a moment.
     pub(crate) fn has_subscribers(&self, topic: &str) -> bool {
-        let mut some = false;
+        let mut some = self.coming.lock().contains_key(topic);
         self.subscriptions.read().each(topic, |subscribers| some |= !subscribers.is_empty());
         some
     }
@@ -453,6 +460,95 @@ impl Hub {
         if state.patterns().names().any(|pattern| self.kept_options(pattern).is_some()) {
             state.miss_and_tell(self.clock.fetch_add(1, Ordering::Relaxed));
         }
+    }
+
+    /// Runs this while no message is delivered of the topics with shared histories that this session has by name. It is told
+    /// how far the session is with each of them: all up to there was given to it, and nothing behind.
+    pub(in crate::session) fn between_messages<T>(
+        &self,
+        session: &Session,
+        run: impl FnOnce(&[(Arc<str>, Position)]) -> T,
+    ) -> T {
+        // Nobody is woken while topics are locked.
+        let held_locks = HeldLocks::begin();
+        let names: Vec<Arc<str>> = session.lock().patterns().names().cloned().collect();
+        let shared = names.iter().filter(|name| self.is_shared(name));
+        let topics: Vec<Arc<Topic>> = shared.filter_map(|name| self.topics.find(name)).collect();
+        // In the order of their names, as everybody who has the turns of several.
+        let turns: Vec<_> = topics.iter().map(|topic| topic.turn.lock()).collect();
+        let position = |topic: &Arc<Topic>| {
+            let position = topic.kept.lock().history.as_ref()?.position();
+            (position.epoch != 0).then(|| (Arc::clone(&topic.name), position))
+        };
+        let positions: Vec<_> = topics.iter().filter_map(position).collect();
+        let outcome = run(&positions);
+        drop(turns);
+        drop(held_locks);
+        outcome
+    }
+
+    /// A session has come from another node, and is to be a subscriber of this topic when the copy here is as new as it
+    /// is. It is at once, if the copy is.
+    pub(in crate::session) fn expect(&self, session: &Session, name: &Arc<str>, coming: Coming) {
+        session.lock().expect(name, coming);
+        let is_past = |copy: CopyStanding| {
+            let is_of = copy.position.epoch == coming.position.epoch;
+            copy.is_deep && is_of && coming.position.offset <= copy.position.offset
+        };
+        if self.copy(name).is_some_and(is_past) {
+            return self.bring_up(session, name);
+        }
+        self.coming.lock().entry(Arc::clone(name)).or_default().push(session.clone());
+    }
+
+    /// Makes the copies as new as a session that has come is, and the session a subscriber of each. One of which that
+    /// cannot be had within some seconds its client asks for.
+    pub(in crate::session) async fn bring_up_all(self: Arc<Self>, session: Session) {
+        let all = session.lock().all_coming();
+        let mut bringing = JoinSet::new();
+        for (name, position) in all {
+            let (hub, session) = (Arc::clone(&self), session.clone());
+            bringing.spawn(async move {
+                // Where it does not answer the client is told.
+                let _ = hub.prepare(&session, &name, Some(position)).await;
+                hub.bring_up(&session, &name);
+            });
+        }
+        while bringing.join_next().await.is_some() {}
+    }
+
+    /// A session that has come is a subscriber of this topic from here on, after what it has not got yet.
+    fn bring_up(&self, session: &Session, name: &Arc<str>) {
+        let coming = session.lock().coming(name);
+        if let Some(Coming { by_client, .. }) = coming
+            && self.subscribe(session, name, None, by_client).is_err()
+        {
+            // What has no room here is left out.
+            self.unsubscribe(session, name);
+        }
+        self.forget_coming(session, name);
+    }
+
+    /// It is a subscriber of this topic, or will not be.
+    pub(super) fn forget_coming(&self, session: &Session, name: &str) {
+        let mut all = self.coming.lock();
+        if let Some(sessions) = all.get_mut(name) {
+            sessions.retain(|other| other != session);
+            if sessions.is_empty() {
+                all.remove(name);
+            }
+        }
+    }
+
+    /// Sessions that are to be subscribers of this topic in a moment.
+    pub(in crate::session) fn coming_to(&self, topic: &str) -> Vec<Session> {
+        let sessions = self.coming.lock().get(topic).cloned().unwrap_or_default();
+        sessions.into_iter().filter(|session| session.lock().is_coming(topic)).collect()
+    }
+
+    /// True if messages of this topic, which is no pattern, are in a history that the nodes share.
+    pub(in crate::session) fn is_shared(&self, name: &str) -> bool {
+        !has_wildcard(name) && self.shared_options(name).is_some()
     }
 
     /// Tells the clients of all who subscribe that something is missing: they ask from where they are.

@@ -167,6 +167,9 @@ impl Hub {
         // Nobody is woken while the topics are locked.
         let held_locks = HeldLocks::begin();
         topic::check_pattern(wish.pattern)?;
+        // From now on is from where it is, if it has come here with that.
+        let from = wish.from.or_else(|| session.lock().coming_from(wish.pattern));
+        let wish = Wish { from, ..wish };
         // Before anything is made for it.
         self.check_subscription(session, wish.pattern, by_client)?;
 
@@ -247,7 +250,8 @@ impl Hub {
         if state.is_ended() {
             return Err(TopicError::SessionEnded);
         }
-        if state.patterns().contains(pattern) {
+        let is_coming = state.is_coming(pattern);
+        if state.patterns().contains(pattern) && !is_coming {
             return Ok(());
         }
 
@@ -261,7 +265,9 @@ impl Hub {
         if !by_client {
             return Ok(());
         }
-        self.check_session_room(state, pattern)?;
+        if !is_coming {
+            self.check_session_room(state, pattern)?;
+        }
         let (room, bytes) = (&self.room, subscriptions.bytes());
         if room.all_subscription_bytes_max < bytes + topic::bytes_of(pattern) {
             return Err(TopicError::ServerSubscriptionsFull { bytes });
@@ -319,7 +325,8 @@ impl Hub {
         let mut state = session.lock();
         // Once more: others may have taken the room since it was looked for.
         self.check_room(subscriptions, &state, pattern, by_client)?;
-        let is_known = state.patterns().contains(pattern);
+        let is_coming = state.is_coming(pattern);
+        let is_known = state.patterns().contains(pattern) && !is_coming;
 
         // Since when the session has got everything of this topic, by whatever pattern.
         let mut since = self.clock.load(Ordering::Relaxed);
@@ -355,6 +362,11 @@ impl Hub {
         } else if wish.part && (answer.more || answer.later) {
             // It asks for the rest: nothing of the topic is to overtake that.
             state.stall(pattern);
+        }
+        if is_coming && !(answer.subscribed.recovered && !answer.more && !answer.later) {
+            // It does not get all that it was to get here: its client asks for that.
+            state.stall(pattern);
+            state.miss_and_tell(self.clock.fetch_add(1, Ordering::Relaxed));
         }
 
         Ok((answer, if is_known { Place::Known } else { Place::New(shared) }))
@@ -463,6 +475,10 @@ impl Hub {
                 let mut state = to.lock();
                 if state.is_ended() {
                     return left_out;
+                }
+                if state.is_coming(pattern) {
+                    // It gets all of it, from where it is.
+                    continue;
                 }
 
                 let known = state.patterns().get(pattern);

@@ -302,3 +302,83 @@ async fn a_topic_goes_on_when_all_that_was_missed_is_there() {
     ask(other, "late", None, false, false);
     assert!(other.lock().patterns().contains("late"));
 }
+
+/// A session that has come from another node, with its place in a topic, is no subscriber before the copy is deep and as new as
+/// that; it counts as one. Then it gets what is behind its place, and after that what comes live. What is not there any more
+/// its client is told to ask for, and nothing overtakes that.
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn who_has_come_gets_what_is_behind_its_place() {
+    /// A log that answers when a place is free.
+    struct Log(tokio::sync::Semaphore);
+    use super::super::came_with::Coming;
+
+    impl SharedHistories for Log {
+        fn publish(self: Arc<Self>, _: ToShare<'_>, _: &Receipt) -> Result<(), SendError> {
+            Err(SendError::ShutDown)
+        }
+
+        fn follow(self: Arc<Self>, _: &str) {}
+
+        fn prepare(self: Arc<Self>, _: Arc<str>, _: Option<Position>) -> crate::reply::BoxFuture<bool> {
+            Box::pin(async move { self.0.acquire().await.map(|place| place.forget()).is_ok() })
+        }
+    }
+
+    let history = TopicOptions::new().open().history(10, Duration::from_secs(60));
+    let server = Server::builder().topic("news", history).expect("a pattern").build();
+    let listening = server.listen("memory@hub-come").await.expect("the name is free");
+    let (_client, mut messages) =
+        Client::bidirectional(listening.address(), ClientOptions::new()).await.expect("it listens");
+    let session = loop {
+        match server.sessions(&super::super::Target::everyone()).expect("no topic").pop() {
+            Some(session) if session.lock().is_resumable() => break session,
+            _ => tokio::task::yield_now().await,
+        }
+    };
+    let registry = session.inner.registry.upgrade().expect("the server lives");
+    let (hub, name): (_, Arc<str>) = (&registry.hub, "news".into());
+    let log = Arc::new(Log(tokio::sync::Semaphore::new(0)));
+    hub.share(Arc::clone(&log) as Arc<dyn SharedHistories>);
+    hub.topics.keep(&name, hub.kept_options(&name).expect("a rule"), None).expect("there is room");
+    let at = |offset| Position { epoch: 7, offset };
+    let come = |offset: u64| {
+        let push = Push::new("N", "say", offset.to_string());
+        let message = SharedMessage { position: at(offset), push: Some(push), own: None };
+        let receipt = Receipt::new();
+        assert_eq!(hub.arrive(&name, &message, offset - 1, &receipt), Arrived::Taken, "{offset}");
+        receipt
+    };
+    let coming = |position| Coming { position, by_client: true, is_ordered: true };
+
+    come(1);
+    come(2);
+    hub.expect(&session, &name, coming(at(1)));
+    assert_eq!(come(3).outcomes().targets(), 0);
+    let subscribers = super::super::Target::subscribers_of("news");
+    assert_eq!(registry.find_all(&subscribers).expect("a topic").len(), 1, "it counts as one");
+    assert_eq!(session.lock().all_coming(), [(Arc::clone(&name), at(1))], "it would go on from there");
+    let bringing = tokio::spawn(Arc::clone(hub).bring_up_all(session.clone()));
+    tokio::task::yield_now().await;
+    assert!(session.lock().is_coming(&name) && !bringing.is_finished());
+    hub.load(&name, SharedPage::default());
+    log.0.add_permits(1);
+    bringing.await.expect("it ends");
+    assert!(!session.lock().is_coming(&name) && hub.coming.lock().is_empty());
+    assert_eq!(come(4).outcomes().targets(), 1);
+    for offset in 2..=4 {
+        let message = messages.next().await.expect("it is open");
+        assert_eq!(message.payload().expect("not packed"), offset.to_string().as_bytes());
+    }
+
+    hub.unsubscribe(&session, &name);
+    hub.expect(&session, &name, coming(at(4)));
+    assert!(!session.lock().is_coming(&name), "the copy is as new");
+    hub.unsubscribe(&session, &name);
+    hub.expect(&session, &name, coming(Position { epoch: 6, offset: 4 }));
+    log.0.add_permits(1);
+    let missed = session.lock().ledger().missed();
+    Arc::clone(hub).bring_up_all(session.clone()).await;
+    assert!(session.lock().patterns().is_stalled(&name) && missed < session.lock().ledger().missed());
+    assert_eq!(come(5).outcomes().dropped(), 1, "its client asks");
+}

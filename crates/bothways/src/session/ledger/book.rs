@@ -344,7 +344,6 @@ impl Book {
         self.unsent.miss(stamp);
     }
 
-    #[cfg(feature = "cluster")]
     pub(super) fn miss_and_tell(&mut self, stamp: u64) {
         self.unsent.miss(stamp);
         self.missed += 1;
