@@ -174,7 +174,7 @@ export class Topics {
   private place_(topic: Topic) {
     const positions = this.client_.store_?.positions_ ?? {};
     const at = Object.hasOwn(positions, topic.name_) && positions[topic.name_];
-    if (at) topic.note_({ epoch: parseOffset(at[0]), offset: parseOffset(at[1]) });
+    if (at) topic.note_((topic.handled_ = { epoch: parseOffset(at[0]), offset: parseOffset(at[1]) }));
   }
 
   async leave_(sub: Subscription): Promise<void> {
@@ -263,7 +263,12 @@ export class Topics {
         if (!goesOn()) return;
         const at = { epoch: parseOffset(`${Epoch}`), offset: parseOffset(`${Offset}`) };
         if (!Later || More) topic.note_(at);
-        if (!Later && !More) return this.hold_(topic, !!Recovered || !epoch, wasLost);
+        if (!Later && !More) {
+          // All that is published from here on comes: so a later page asks from here if nothing has come by then.
+          if (at.epoch && !Recovered) topic.handled_ = at;
+          client.store_?.save_();
+          return this.hold_(topic, !!Recovered || !epoch, wasLost);
+        }
         if (at.offset > offset) tries = 0;
       } catch (error) {
         const { code } = error as BothwaysError;

@@ -119,3 +119,33 @@ test("what is added answers calls, subscribes, and outlives the page", async (t)
   after.bw.close();
   assert.equal(kept.values.size, 0, "a session that is left is not kept");
 });
+
+test("a page that got nothing of a topic leaves its place to the next one", async (t) => {
+  const server = new FakeServer();
+  const kept = storage();
+  const page = async (number) => {
+    const { bw } = pair(t, server);
+    keepSession(bw, kept);
+    const sub = subscribe(bw, "news.a", () => {});
+    await bw.connect();
+    const connection = await server.connection(number);
+    return { sub, connection, asked: await connection.next("Subscribe") };
+  };
+
+  // Nothing was published to it yet.
+  const first = await page(1);
+  assert.equal(valueOf(first.asked).Epoch, 0);
+  reply(first.connection, first.asked, { Epoch: 7, Offset: 0 });
+  await first.sub.ready;
+  assert.deepEqual(first.sub.position, { epoch: 7n, offset: 0n });
+  first.connection.isClosed = true;
+
+  // Nor has anything come to the second one when the third begins.
+  for (const number of [2, 3]) {
+    const { sub, connection, asked } = await page(number);
+    assert.deepEqual([valueOf(asked).Epoch, valueOf(asked).Offset], [7, 0]);
+    reply(connection, asked, { Recovered: true, Epoch: 7, Offset: 0 });
+    await sub.ready;
+    connection.isClosed = true;
+  }
+});
