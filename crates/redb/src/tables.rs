@@ -18,7 +18,10 @@ use redb::{ReadTransaction, ReadableTable, Table, TableDefinition, WriteTransact
 use crate::StoreOptions;
 
 /// Of this layout.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
+
+/// As this one, but of a cursor only the name of its reader was counted.
+const COUNTED_LESS: u64 = 1;
 
 /// What an entry, a key or a cursor counts beside its bytes.
 const OVERHEAD: u64 = 128;
@@ -90,6 +93,10 @@ pub(crate) fn begin(txn: &WriteTransaction) -> Result<Result<Identity, u64>, red
     let version = meta.get("version")?.map(|version| version.value());
     match version {
         Some(VERSION) => {}
+        Some(COUNTED_LESS) => {
+            meta.insert("bytes", count(txn)?)?;
+            meta.insert("version", VERSION)?;
+        }
         Some(other) => return Ok(Err(other)),
         None => {
             meta.insert("version", VERSION)?;
@@ -103,6 +110,23 @@ pub(crate) fn begin(txn: &WriteTransaction) -> Result<Result<Identity, u64>, red
     txn.open_table(CURSORS)?;
     txn.open_table(ENDS)?;
     Ok(Ok(Identity { epoch }))
+}
+
+/// The bytes of everything, as they are counted: it reads the whole file.
+fn count(txn: &WriteTransaction) -> Result<u64, redb::Error> {
+    let mut bytes = 0;
+    for entry in txn.open_table(ENTRIES)?.iter()? {
+        bytes += size_of(entry?.1.value().1.len());
+    }
+    for key in txn.open_table(KEYS)?.iter()? {
+        bytes += size_of(key?.0.value().1.len());
+    }
+    for cursor in txn.open_table(CURSORS)?.iter()? {
+        let (key, _) = cursor?;
+        let (log, reader) = key.value();
+        bytes += size_of_cursor(log, reader);
+    }
+    Ok(bytes)
 }
 
 /// One transaction that changes things.
@@ -543,6 +567,36 @@ mod tests {
         let over = 2_000 + 2 * u64::try_from(keep.as_millis()).expect("a minute");
         change(&file, options, over, |change| change.sweep(2_000));
         assert_eq!(bytes(&file), (0, 0));
+    }
+
+    /// A file of a version that counted less is counted anew when it is opened, once; one of a later version is not opened.
+    #[test]
+    fn a_file_that_was_counted_otherwise_is_counted_anew() {
+        let (file, options, ann) = (database(), StoreOptions::new(), Log::Mailbox("ann".to_owned()));
+        let (at, keep) = (Place { epoch: 0, sequence: 0 }, Duration::from_secs(60));
+        change(&file, options, 1_000, |change| {
+            change.append(&ann, NewEntry::new("letter").with_key("key"))?.expect("there is room");
+            change.advance(&ann, "phone", at, keep)
+        });
+        let (_, there) = bytes(&file);
+        let noted = |name: &'static str, value: u64| {
+            let txn = file.0.begin_write().expect("it works");
+            txn.open_table(META).expect("it is there").insert(name, value).expect("it works");
+            txn.commit().expect("it works");
+        };
+        let open = || {
+            let txn = file.0.begin_write().expect("it works");
+            let begun = begin(&txn).expect("it works").map(|identity| identity.epoch);
+            txn.commit().expect("it works");
+            begun
+        };
+        noted("version", COUNTED_LESS);
+        noted("bytes", there - 4);
+        assert_eq!((open(), bytes(&file)), (Ok(file.1.epoch), (there, there)));
+        noted("bytes", there - 4);
+        assert_eq!((open(), bytes(&file)), (Ok(file.1.epoch), (there - 4, there)), "it is counted once");
+        noted("version", VERSION + 1);
+        assert_eq!(open(), Err(VERSION + 1));
     }
 
     /// A store without room refuses before a history forgets anything, and so does an entry that is larger than a log.
