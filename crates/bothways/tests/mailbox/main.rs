@@ -4,4 +4,5 @@ mod devices;
 mod failures;
 mod kept;
 mod nodes;
+mod stubborn;
 mod support;

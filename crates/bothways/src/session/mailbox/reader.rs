@@ -289,9 +289,11 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// All is read, handled and noted.
+    /// All is read, handled and noted, and nobody rings. While the store is not to be asked, a ring is still to be waited for:
+    /// its caller would only come back at once.
     fn is_done(&self) -> bool {
-        self.has_begun && !self.more && self.window.is_empty() && self.unsaved.is_none()
+        let is_read = self.has_begun && !self.more && self.window.is_empty() && self.unsaved.is_none();
+        is_read && (self.again.is_none() || !self.reader.rung.load(Ordering::Acquire))
     }
 
     /// Waits for a ring, the end of a delivery, or the time of a next try.
