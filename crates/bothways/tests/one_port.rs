@@ -365,6 +365,21 @@ async fn bad_requests_are_refused_by_name() {
     assert!(chosen.contains("\r\nSec-WebSocket-Protocol: rpcx\r\n"), "{chosen}");
 }
 
+/// A server at all addresses is at loopback too, where a page in a browser of this machine finds it under any name.
+#[tokio::test]
+async fn at_all_addresses_loopback_takes_no_name_that_anybody_has() {
+    for network in ["tcp", "ws", "tcp4"] {
+        let server = echoing(ListenOptions::default().one_port(true));
+        let (_listening, mut place) = place_of(&server, &format!("{network}@0.0.0.0:0")).await;
+        place.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+        let evil = upgrade(&[("Host", "evil.org"), ("Origin", "http://evil.org")]);
+        let answer = answer_to(place, &evil).await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{network}: {answer}");
+        let answer = answer_to(place, &upgrade(&[])).await;
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{network}: {answer}");
+    }
+}
+
 /// A port of one network takes that one only, and says so as Go does.
 #[tokio::test]
 async fn a_port_of_one_network_takes_no_other() {

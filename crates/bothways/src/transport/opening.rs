@@ -14,7 +14,7 @@
 use std::{
     future::poll_fn,
     io::{self, IoSlice},
-    net::SocketAddr,
+    net::IpAddr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -57,6 +57,9 @@ pub(super) trait Peek: Socket + Into<AnySocket> + Sized {
     /// As [`Socket::poll_read`]; what is read can be read again.
     fn poll_peek(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>>;
 
+    /// The address at which the peer found this end.
+    fn local_ip(&self) -> Option<IpAddr>;
+
     /// With WebSocket over it.
     fn under_ws(ws: WsSocket<Self>) -> AnySocket;
 }
@@ -67,8 +70,9 @@ pub(super) struct Opening {
     takes: Takes,
     path: Box<str>,
     origins: WsOrigins,
-    /// Where only this machine comes from, as long as no front says which hosts are here.
-    loopback_origins: Option<WsOrigins>,
+    /// For connections over loopback, as long as no front says which hosts are here. An address for all networks has them
+    /// too: a page in a browser of this machine comes so.
+    loopback_origins: WsOrigins,
     front: Option<super::options::Front>,
     /// Room for heads that are not complete.
     heads: Arc<Shares>,
@@ -97,7 +101,7 @@ enum Next {
 
 impl Opening {
     /// `None`: the first bytes decide nothing there.
-    pub(super) fn of(address: Option<&Address>, local: SocketAddr, options: &ListenOptions) -> Option<Arc<Self>> {
+    pub(super) fn of(address: Option<&Address>, options: &ListenOptions) -> Option<Arc<Self>> {
         let takes = match address.map(Address::kind) {
             Some(Network::Ws | Network::Wss) => Takes::Ws,
             Some(Network::Http) => Takes::Connect,
@@ -105,7 +109,7 @@ impl Opening {
             _ => return None,
         };
         let name = address.and_then(Address::host);
-        let loopback_origins = local.ip().to_canonical().is_loopback().then(|| options.ws_origins.on_loopback(name));
+        let loopback_origins = options.ws_origins.on_loopback(name);
         Some(Arc::new(Self {
             takes,
             loopback_origins,
@@ -147,7 +151,8 @@ impl Opening {
     async fn http(self: Arc<Self>, socket: impl Peek) -> io::Result<Opened> {
         let mut head = Vec::new();
         let read = head::read(&socket, &mut head, Some(&self.heads)).await?;
-        match self.next(read, &head) {
+        let is_loopback = socket.local_ip().is_none_or(|ip| ip.to_canonical().is_loopback());
+        match self.next(read, &head, is_loopback) {
             Next::Ws(answer) => {
                 write_all(&socket, answer.as_bytes()).await?;
                 Ok(Opened::Socket(Peek::under_ws(WsSocket::server(socket))))
@@ -168,7 +173,7 @@ impl Opening {
         }
     }
 
-    fn next(&self, read: head::Read, head: &[u8]) -> Next {
+    fn next(&self, read: head::Read, head: &[u8], is_loopback: bool) -> Next {
         match read {
             head::Read::Whole => {}
             head::Read::TooLong => {
@@ -188,16 +193,16 @@ impl Opening {
         let (is_connect, wants_ws) = (request.method == "CONNECT", request.headers.has_token("upgrade", "websocket"));
         let is_here = request.path == &*self.path;
         match self.takes {
-            Takes::Everything | Takes::Ws if is_here && wants_ws => self.ws(&request),
+            Takes::Everything | Takes::Ws if is_here && wants_ws => self.ws(&request, is_loopback),
             Takes::Everything | Takes::Connect if is_here && is_connect => Next::Connect,
-            Takes::Ws if is_here && self.front.is_none() => self.ws(&request),
+            Takes::Ws if is_here && self.front.is_none() => self.ws(&request, is_loopback),
             // As Go answers, at these paths and others.
             Takes::Connect if !is_connect => self.other("405 Method Not Allowed", "405 must CONNECT"),
             _ => self.other("404 Not Found", "404 page not found"),
         }
     }
 
-    fn ws(&self, request: &Request<'_>) -> Next {
+    fn ws(&self, request: &Request<'_>, is_loopback: bool) -> Next {
         let host = request.headers.one("host").unwrap_or_default();
         let origins = match self.front.as_ref().and_then(|front| front.0.serves_host(host)) {
             Some(false) => {
@@ -205,7 +210,8 @@ impl Opening {
                 return Next::Refuse(Refusal { status: "421 Misdirected Request", why });
             }
             Some(true) => &self.origins,
-            None => self.loopback_origins.as_ref().unwrap_or(&self.origins),
+            None if is_loopback => &self.loopback_origins,
+            None => &self.origins,
         };
         match ws::answer_to(request, origins) {
             Ok(answer) => Next::Ws(answer),

@@ -43,6 +43,10 @@ impl super::opening::Peek for TcpSocket {
         self.stream().poll_peek(cx, &mut tokio::io::ReadBuf::new(buf))
     }
 
+    fn local_ip(&self) -> Option<IpAddr> {
+        self.stream().local_addr().ok().map(|at| at.ip())
+    }
+
     fn under_ws(ws: super::ws::WsSocket<Self>) -> AnySocket {
         AnySocket::Ws(Box::new(ws))
     }
@@ -167,7 +171,7 @@ impl Listening {
                         address: address.with_port(local.port()).to_string(),
                         options: options.clone(),
                         #[cfg(feature = "ws")]
-                        opening: Opening::of(Some(address), local, options),
+                        opening: Opening::of(Some(address), options),
                     });
                 }
                 Err(error) => _ = failed.get_or_insert(error),
@@ -189,7 +193,7 @@ impl Listening {
             address,
             options: options.clone(),
             #[cfg(feature = "ws")]
-            opening: Opening::of(None, local, options),
+            opening: Opening::of(None, options),
         })
     }
 

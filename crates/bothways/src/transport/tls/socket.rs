@@ -166,6 +166,10 @@ impl<S: Socket> Socket for TlsSocket<S> {
 
 #[cfg(feature = "ws")]
 impl crate::transport::opening::Peek for TlsSocket<TcpSocket> {
+    fn local_ip(&self) -> Option<std::net::IpAddr> {
+        self.below.local_ip()
+    }
+
     fn under_ws(ws: crate::transport::ws::WsSocket<Self>) -> AnySocket {
         AnySocket::Wss(Box::new(ws))
     }

@@ -33,8 +33,8 @@ impl WsOrigins {
     /// Pages of the host, and port, that the client has connected to, as the `Host` of its request says. The default.
     /// Clients that name no origin are refused, as Go's server refuses them; Go's own client names the server's address.
     ///
-    /// A page of any site can have that host if its owner lets its name point to this server (DNS rebinding). So on a
-    /// loopback address this takes an IP address, `localhost` and the name in the server's own address for hosts, and no
+    /// A page of any site can have that host if its owner lets its name point to this server (DNS rebinding). So over
+    /// loopback, also where the server listens at all addresses, this takes an IP address, `localhost` and the name in the server's own address for hosts, and no
     /// other: behind a proxy on the same machine, name the [origins](Self::these) of its pages, or its
     /// [hosts](crate::transport::HttpFront::serves_host). A server without authentication on another network names the
     /// origins that it takes too.
