@@ -278,6 +278,8 @@ fn a_kick_ends_a_session_that_is_on_its_way() {
             };
             let lost = tokio::time::timeout(Duration::from_secs(60), lost).await.expect("it hears of it");
             assert!(matches!(lost, SessionLost::Kicked | SessionLost::Unknown), "{after}: {lost:?}");
+            // By then its image has come.
+            sleep(Duration::from_secs(3)).await;
             for node in [&one, &other] {
                 assert!(node.server().sessions(&Target::session(id)).expect("no topic").is_empty(), "{after}");
             }
