@@ -98,6 +98,7 @@
 //! | `macros` | [`service`](macro@service) and [`message`](macro@message) | yes |
 //! | `json` | JSON | yes |
 //! | `tls` | TLS by rustls with ring, and client certificates | yes |
+//! | `ws` | WebSocket, rpcx behind HTTP CONNECT, and one port for everything that a server speaks | yes |
 //! | `protobuf` | Protocol Buffers by prost | no |
 //! | `thrift` | Thrift's binary protocol by Apache's crate | no |
 //! | `cluster` | many nodes over an engine between them: the seam, and what runs over it | no |

@@ -127,7 +127,7 @@ fn every_name_that_a_go_program_is_moved_to_is_there() {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let page = fs::read_to_string(crates.join("../docs/from-go.md")).expect("the page is there");
     let mut code = String::new();
-    for of in ["bothways", "proto"] {
+    for of in ["bothways", "proto", "http"] {
         code_of(&crates.join(of).join("src"), &mut code);
     }
     let names = names(&page);

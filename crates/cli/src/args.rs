@@ -162,7 +162,7 @@ HTTP clients send the token of --auth-token-env as the header Authorization. On 
 
 Demo.Login '{\"User\":\"ann\",\"Topics\":[\"news.*\"]}' makes the caller's session one of that user, without any check, and
 subscribes it, to 100 topics at most. Every caller of Arith is remembered, and gets the push `abcde` each second as
-test_service_path.test_service_method. The topics demo.* are open, and demo.clock counts these seconds. Ctrl-C or SIGTERM stops gracefully; a second one stops at once."))]
+test_service_path.test_service_method. The topics demo.* are open, and demo.clock counts these seconds; in a cluster each node counts for itself, so that there are as many messages a second as nodes. Ctrl-C or SIGTERM stops gracefully; a second one stops at once."))]
 pub(crate) struct ServeArgs {
     /// Where to listen; port 0 takes a free one
     #[arg(value_name = "ADDR", default_value = "tcp@127.0.0.1:8972")]
@@ -420,7 +420,8 @@ pub(crate) struct PushArgs {
     #[arg(long, value_name = "KEY")]
     pub(crate) idempotency_key: Option<String>,
 
-    /// Wait until every session is so far, and fail if one is not in time [without it: until it is written]
+    /// Wait until every session is so far, and fail if one is not in time [without it: until it is written]; with
+    /// --durable, every session at the node that is asked
     #[arg(long, value_enum)]
     pub(crate) until: Option<Until>,
 

@@ -160,6 +160,49 @@ fn enums_keep_the_names_of_variants_and_required_fields_must_be_there() {
     assert!(error.contains("missing field `Shape`"), "{error}");
 }
 
+/// Go's `type Colour string`, with constants.
+#[bothways::message]
+#[derive(Clone, Debug, Default, PartialEq)]
+enum Colour {
+    #[default]
+    #[serde(rename = "")]
+    Unset,
+    #[serde(rename = "red")]
+    Red,
+    #[serde(other, rename = "another")]
+    Another,
+}
+
+#[bothways::message]
+#[derive(Clone, Debug, PartialEq)]
+struct Car {
+    #[serde(default)]
+    colour: Colour,
+}
+
+/// A field that nobody has set is the empty text, in Go. It is a variant, and so is what a newer peer may send.
+#[test]
+fn constants_of_a_string_type_are_an_enum_with_a_variant_for_the_empty_text() {
+    for (colour, text) in [(Colour::Unset, ""), (Colour::Red, "red"), (Colour::Another, "another")] {
+        let car = Car { colour };
+        assert_eq!(json(&car), format!(r#"{{"Colour":"{text}"}}"#));
+        assert_eq!(read::<Car>(&write(&car)).unwrap(), car);
+        assert_eq!(Car::decode(SerializeType::JSON, json(&car).into()).unwrap(), car);
+    }
+    let unset = hex!("81 a6436f6c6f7572 a0");
+    assert_eq!(
+        (read::<Car>(&unset).unwrap(), &*write(&Car { colour: Colour::Unset })),
+        (Car { colour: Colour::Unset }, &unset[..])
+    );
+    assert_eq!(read::<Car>(&hex!("80")).unwrap().colour, Colour::Unset);
+    assert_eq!(read::<Car>(&hex!("81 a6436f6c6f7572 a4626c7565")).unwrap().colour, Colour::Another);
+    assert_eq!(Car::decode(SerializeType::JSON, r#"{"Colour":"blue"}"#.into()).unwrap().colour, Colour::Another);
+
+    // Without such variants both are errors: an enum is the names of its variants.
+    assert!(Shape::decode(SerializeType::JSON, r#""""#.into()).is_err());
+    assert!(read::<Shape>(&hex!("a0")).is_err() && read::<Shape>(&hex!("a4626c7565")).is_err());
+}
+
 #[bothways::message]
 #[derive(Debug, PartialEq)]
 struct Page<T> {

@@ -40,7 +40,9 @@ pub enum ConnectionEvent {
     /// The client is connected again. A plain rpcx server does not remember the connection before: what it was told there,
     /// such as whom to push to, it must be told again.
     Restored {
-        /// The server's address, in rpcx's form.
+        /// The address that the client was made with, in rpcx's form; also when it has come to another node of a cluster
+        /// ([`other_addresses`](crate::ClientOptions::other_addresses)). Where that is,
+        /// [`Connection::peer_address`](crate::Connection::peer_address) says.
         server: Arc<str>,
         /// How often the connection was lost since the last event that was read: more than once if the reader is slow.
         losses: u64,

@@ -129,6 +129,9 @@ impl ClientOptions {
     /// Each named device gets every [durable](crate::Class::Durable) push once, from the oldest that is kept when its name
     /// first comes; those without a name share one place in the mailbox. At most 64 bytes; a longer or empty name counts as
     /// none. A server keeps the places of 16 names for each user. Default none.
+    ///
+    /// It sets no label: [`CallPolicy::Device`](crate::session::CallPolicy::Device) looks for the label
+    /// [`DEVICE_LABEL`](crate::session::DEVICE_LABEL), which the server's application sets.
     pub fn device(mut self, name: &str) -> Self {
         self.device = (1..=READER_BYTES_MAX).contains(&name.len()).then(|| name.into());
         self

@@ -578,7 +578,7 @@ impl Server {
     ///
     /// [`Target::session`] ends its session also where it waits in the store, or where the lease of its node has ended: it
     /// counts as one of this node's, and its client hears that nobody knows it. If the register does not say whether there is
-    /// such a session, this node is among the silent ones, as [`EngineDown`](crate::UnreachedWhy::EngineDown). Another target
+    /// such a session, this node is among the silent ones, as [`EngineDown`](crate::session::UnreachedWhy::EngineDown). Another target
     /// means the sessions at nodes: one that waits in the store it does not end.
     ///
     /// # Errors
@@ -702,8 +702,8 @@ impl Server {
     /// reply, so that Go calls another server. Clients may acknowledge handled pushes for 500 ms, within the deadline;
     /// the receipts of all others say [`Stage::Unknown`](crate::Stage::Unknown). The shutdown waits for the
     /// [`ServerBuilder::on_disconnect`] hooks; for those of connections that are cut at the deadline, up to 500 ms
-    /// more. Sessions end with it. A second call, or [`Self::drain`], waits for the same end and returns the same
-    /// report; the deadline of the first call counts.
+    /// more. Sessions end with it; in a cluster they are handed over or parked, as by [`Self::drain`]. A second call, or
+    /// a drain, waits for the same end and returns the same report; the deadline of the first call counts.
     ///
     /// Both may be called on any thread. If the thread has no runtime, one in which the server listens does the work.
     /// If there is none, nothing can be waited for, and all connections are cut at once, after the
@@ -727,8 +727,10 @@ impl Server {
     /// answered. If the slots take longer than half of the deadline, clients get the Goodbye earlier and are asked to
     /// wait for their slots. Bothways clients do; plain ones come back at any time.
     ///
-    /// Sessions are not handed to another server: they end with this one, at the latest at the deadline, and the report
-    /// says how many, and how many pushes their clients have not handled.
+    /// In a cluster sessions go on: those whose clients come to another node meanwhile are handed over to it, and the others
+    /// are parked in the store of the cluster, where any node finds them. A server alone hands nothing over: its sessions end
+    /// with it, at the latest at the deadline. The report says how many of each, and how many pushes the clients of those
+    /// that ended have not handled.
     ///
     /// ```
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {

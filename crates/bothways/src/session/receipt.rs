@@ -64,8 +64,10 @@ pub enum Stage {
     Handled,
     /// The client has it, and its application could not handle it. It is not sent again.
     Failed(Failure),
-    /// The kernel has it, and nothing more is ever confirmed: the client speaks plain rpcx, or the push is
-    /// [`Fire`](super::Class::Fire). The repetitions of such a push end so too.
+    /// The kernel has it, and nothing more is ever confirmed: the push is [`Fire`](super::Class::Fire), or the client
+    /// acknowledges nothing. Such are plain rpcx clients, applications on Go's library that have not called
+    /// `_bothways`/`Enable`, and Bothways clients that [negotiate](crate::ClientOptions::negotiate) nothing. The repetitions
+    /// of such a push end so too.
     PlainWritten,
     /// Its time to live ended before the client had it: it was not sent, or was lost with a connection and not sent again.
     Expired,

@@ -19,7 +19,8 @@ use crate::{
     error::{CallError, PushError},
 };
 
-/// The label that names a device: [`CallPolicy::Device`] looks for it.
+/// The label that names a device: [`CallPolicy::Device`] looks for it. The application sets it, by
+/// [`Session::set_label`](super::Session::set_label); the framework does not.
 pub const DEVICE_LABEL: &str = "device";
 
 /// Which sessions of a user a call goes to, and when the call is done.
@@ -59,6 +60,9 @@ pub enum CallPolicy {
     },
     /// The one whose label [`DEVICE_LABEL`] has this value, or whose number in text form this is; of several,
     /// as [`Self::MostRecent`].
+    ///
+    /// This is not the name that a client gives by [`ClientOptions::device`](crate::ClientOptions::device): that one is for
+    /// its place in the mailbox of durable pushes, and sets no label.
     Device(String),
 }
 
