@@ -618,9 +618,12 @@ impl Receipt {
         self.tally.afar.get().map_or_else(Vec::new, |afar| afar.unreached.lock().clone())
     }
 
-    /// True if every node was asked, and none has a session that the target names.
+    /// True if every node was asked, and none has a session that the target names. Never of a durable push, or of a message
+    /// of a topic whose history the nodes of a cluster share: for these no node is asked, as the store is their way to the
+    /// sessions. What became of them [`Self::stored`] says.
     pub fn is_no_route(&self) -> bool {
-        self.routing() == 0 && self.outcomes().targets() == 0 && !self.is_partial()
+        let goes_by_store = matches!(self.tally.kept.get(), Some(InLogs::Store(..)));
+        !goes_by_store && self.routing() == 0 && self.outcomes().targets() == 0 && !self.is_partial()
     }
 
     /// True if there are nodes that were not reached: nothing is said about their sessions.

@@ -38,6 +38,28 @@ fn a_letter_reaches_its_user_at_any_node() {
     });
 }
 
+/// A durable push goes by the store, and asks no node who is there: it never says that nobody is.
+#[test]
+fn a_letter_is_no_search_for_sessions() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let (one, other) = (node(&broker).await, node(&broker).await);
+        let mut ann = client(&other, "ann", None).await;
+        let receipt = post(&one, "ann", "1");
+        assert!(!receipt.is_no_route(), "it is not stored yet");
+        receipt.stored().await.expect("there is room");
+        assert_eq!(next(&mut ann).await, "1");
+        assert_eq!((receipt.outcomes().targets(), receipt.is_no_route()), (0, false), "ann has it");
+
+        broker.faults().register_up(false);
+        for node in [&one, &other] {
+            let receipt = post(node, "ann", "2");
+            receipt.stored().await.expect_err("the store is out");
+            assert_eq!((receipt.outcomes().targets(), receipt.is_no_route()), (0, false), "ann is there all the same");
+        }
+    });
+}
+
 /// A ring that was lost, because mail between nodes was out, passes nothing over: the first letter comes with the
 /// second, and before it.
 #[test]

@@ -106,7 +106,13 @@ fn a_message_has_one_position_at_all_nodes() {
             assert_eq!((&*text, next(&mut there).await), (&*at.to_string(), (text.clone(), position)));
             positions.push(position.expect("it has one"));
             receipt.handled().await;
+            assert!(!receipt.is_no_route(), "others may have subscribers, and were not asked");
         }
+        broker.faults().register_up(false);
+        let receipt = third.publish("news.sport", "is not stored");
+        receipt.stored().await.expect_err("the store is out");
+        assert!(!receipt.is_no_route());
+        broker.faults().register_up(true);
         assert!(positions.is_sorted_by(|a, b| a.epoch == b.epoch && a.offset < b.offset), "{positions:?}");
         let unkept = one.server().publish("other", &Push::new("News", "say", "")).expect("small");
         assert!(!unkept.counts_this_node_only());
