@@ -84,6 +84,12 @@ impl Absent {
         }
     }
 
+    /// The same nodes, and where clients reached them.
+    pub(super) fn addresses(&self, lives: bool, now: Instant) -> Vec<(NodeId, Option<String>)> {
+        let address = |node| self.all.get(&node).and_then(|(whose, _)| whose.address.clone());
+        self.unreached(lives, now).into_iter().map(|(node, _)| (node, address(node))).collect()
+    }
+
     fn forget_old(&mut self, now: Instant) {
         self.all.retain(|_, (_, since)| now.saturating_duration_since(*since) < ABSENT_FOR);
     }

@@ -258,10 +258,33 @@ impl Node {
     /// Asks the servers of the other nodes.
     pub(crate) async fn ask_homes(&self, question: Bytes) -> Answers<Bytes> {
         let question = Question { question: Asked::Home(question), target: None };
-        self.ask_others(&question, ANSWER_MAX).await.map(|said| match said {
+        let answers = self.ask_others(&question, ANSWER_MAX).await;
+        let mut answers = answers.map(|said| match said {
             Said::Home(answer) => Some(answer),
             _ => None,
-        })
+        });
+        self.name_absent(&mut answers.silent, UnreachedWhy::NodeLost);
+        answers
+    }
+
+    /// Asks all other members whether they are there. Those that do not answer, and for how long they were asked.
+    pub(super) async fn ask_whether_there(&self) -> (Vec<NodeId>, Duration) {
+        let began = Instant::now();
+        // One of any version answers this, and its answer is all that counts here.
+        let question = Question { question: Asked::Counts(self.me().map_or(0, |me| me.0)), target: None };
+        let answers = self.ask_others(&question, ANSWER_MAX).await;
+        let is_silent = |(node, why)| (why != UnreachedWhy::Refused).then_some(node);
+        (answers.silent.into_iter().filter_map(is_silent).collect(), began.elapsed())
+    }
+
+    /// Adds the nodes that were members lately, and are unreached for this reason.
+    fn name_absent(&self, silent: &mut Vec<(NodeId, UnreachedWhy)>, because: UnreachedWhy) {
+        for (node, why) in self.absent() {
+            // Its lease may have ended while it was asked.
+            if why == because && silent.iter().all(|(named, _)| *named != node) {
+                silent.push((node, why));
+            }
+        }
     }
 
     async fn ask_all(&self, question: Asked, target: &Target) -> Result<Answers<Said>, TopicError> {
@@ -278,7 +301,7 @@ impl Node {
         answers.answers.extend(others.answers);
         answers.silent.extend(others.silent);
         // A session that is meant may be at one of these.
-        answers.silent.extend(self.absent().into_iter().filter(|(_, why)| *why == UnreachedWhy::NodeLost));
+        self.name_absent(&mut answers.silent, UnreachedWhy::NodeLost);
         Ok(answers)
     }
 
@@ -298,7 +321,7 @@ impl Node {
                 Err(_) => {}
             }
         }
-        answers.silent.extend(self.absent().into_iter().filter(|(_, why)| *why == UnreachedWhy::Left));
+        self.name_absent(&mut answers.silent, UnreachedWhy::Left);
         answers
     }
 }

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bothways_proto::SerializeType;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::node::{Card, Node};
 use crate::{codec::Payload, reply::BoxFuture, session::NodeId};
@@ -41,7 +42,7 @@ pub struct NodeView {
     pub is_here: bool,
     /// Its lease is not in the list, and nobody has buried it yet.
     pub is_missing: bool,
-    /// For so long it has answered nothing that this node sent.
+    /// For so long it has answered nothing that this node sent. `None` also while nothing was sent: it is not asked for this.
     pub silent: Option<Duration>,
     /// Where clients reach it, if it says so: its [`Cluster::address`](super::Cluster::address).
     pub address: Option<String>,
@@ -135,6 +136,28 @@ impl Node {
             }
         });
         here.into_iter().chain(others).collect()
+    }
+
+    /// As [`Self::views`], after each member was asked whether it is there; and the nodes whose leases have ended lately.
+    pub(crate) async fn views_asked(&self) -> Vec<NodeView> {
+        let (silent, within) = self.ask_whether_there().await;
+        let mut views = self.views();
+        for view in &mut views {
+            if silent.contains(&view.node) {
+                view.silent = view.silent.max(Some(within));
+            }
+        }
+
+        let absent = {
+            let state = self.state.lock();
+            state.absent.addresses(state.life.is_some(), Instant::now())
+        };
+        for (node, address) in absent {
+            // Its lease may have ended after the list was made.
+            views.retain(|view| view.node != node);
+            views.push(NodeView { is_missing: true, address, ..NodeView::of(node, Card::default()) });
+        }
+        views
     }
 
     /// Cheap: no list is walked but that of the members.

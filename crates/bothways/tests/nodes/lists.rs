@@ -11,6 +11,7 @@ use bothways::{
     },
     testing::{self, Network},
 };
+use tokio::time::{Instant, sleep};
 
 use crate::support::{Node, next, nodes, until};
 
@@ -123,6 +124,56 @@ async fn operated(broker: &MemoryBroker, name: &str) -> (Network, AdminClient<Cl
     // It listens as long as the test.
     std::mem::forget(listening);
     (Network::new(server).await.expect("it runs"), AdminClient::new(client, "a long secret"))
+}
+
+/// A node that is asked and does not answer is silent, whether anything waits for it or not. Once its lease has ended it is
+/// gone, and lists of sessions name it, for half a minute. So is the node that is asked, while it has no lease.
+#[test]
+fn a_dead_node_is_named_in_each_list() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let (one, admin) = operated(&broker, "here").await;
+        let (other, _) = operated(&broker, "dead").await;
+        until("both know", || one.server().members().len() == 2 && other.server().members().len() == 2).await;
+        let dead = other.server().nodes().expect("it is a member").0;
+        let listed = async || {
+            let began = Instant::now();
+            let nodes = admin.nodes().await.expect("it answers");
+            assert!(began.elapsed() <= Duration::from_secs(4), "{:?}", began.elapsed());
+            nodes.into_iter().map(|node| (node.node, node.state, node.silent_ms.is_some())).collect::<Vec<_>>()
+        };
+        let silent = async || {
+            let asked = asked(PushTarget::Everyone, 10);
+            let listed = admin.sessions_everywhere(&asked).await.expect("it answers");
+            listed.silent.into_iter().map(|one| (one.node, one.why)).collect::<Vec<_>>()
+        };
+        let here_up = (one.server().nodes().expect("it is a member").0.to_string(), "up".to_owned(), false);
+        let dead_is = |state: &str, is_silent| (dead.to_string(), state.to_owned(), is_silent);
+        assert_eq!(listed().await, [here_up.clone(), dead_is("up", false)]);
+        assert_eq!(silent().await, []);
+
+        broker.faults().pause(dead, true);
+        assert_eq!(listed().await, [here_up.clone(), dead_is("silent", true)], "nothing waits for it");
+        broker.faults().pause(dead, false);
+        assert_eq!(listed().await, [here_up.clone(), dead_is("up", false)]);
+
+        broker.faults().kill(dead);
+        assert_eq!(listed().await, [here_up.clone(), dead_is("silent", true)]);
+        until("it is no member", || one.server().members().len() == 1).await;
+        assert_eq!(listed().await, [here_up.clone(), dead_is("gone", false)]);
+        let nodes = admin.nodes().await.expect("it answers");
+        assert_eq!(nodes[1].address.as_deref(), Some("tcp@dead:8972"));
+        assert_eq!(silent().await, [(dead.to_string(), "the node is gone".to_owned())]);
+        sleep(Duration::from_secs(30)).await;
+        assert_eq!(listed().await, [here_up], "it is forgotten");
+        assert_eq!(silent().await, []);
+
+        // Without mail it cannot begin another life.
+        broker.faults().mail_up(false);
+        broker.faults().end_all_leases();
+        until("it is no member", || one.server().nodes().is_none()).await;
+        assert_eq!(listed().await[0], (String::new(), "gone".to_owned(), false));
+    });
 }
 
 /// What an operator does at one node is for the sessions of all.

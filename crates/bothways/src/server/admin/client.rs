@@ -88,7 +88,7 @@ impl<C: Caller> AdminClient<C> {
         self.ask("Explain", target, Duration::ZERO).await
     }
 
-    /// The nodes of the cluster; of a server alone, itself.
+    /// The nodes of the cluster; of a server alone, itself. Each is asked whether it is there, and has 3 s to answer.
     ///
     /// # Errors
     /// As [`Self::connections`].

@@ -148,17 +148,28 @@ pub(super) async fn sessions(asking: Asking, asked: SessionsAsked) -> Result<Ses
 }
 
 /// All nodes, that of the server that was asked first.
-pub(super) fn nodes(asking: &Asking) -> Vec<AdminNode> {
+pub(super) async fn nodes(asking: Asking) -> Vec<AdminNode> {
     #[cfg(feature = "cluster")]
-    {
-        let members = asking.server.members();
-        if !members.is_empty() {
-            return members.into_iter().map(AdminNode::from).collect();
+    if let Some(node) = asking.server.shared.node.get() {
+        let mut nodes: Vec<_> = node.views_asked().await.into_iter().map(AdminNode::from).collect();
+        if !nodes.first().is_some_and(|first| first.is_here) {
+            // Its own lease has ended, and it has no number until it gets another one.
+            let mut own = itself(&asking);
+            if !asking.server.is_stopping() {
+                own.state = "gone".to_owned();
+            }
+            nodes.insert(0, own);
         }
+        return nodes;
     }
+    vec![itself(&asking)]
+}
+
+/// The server that was asked, without a number.
+fn itself(asking: &Asking) -> AdminNode {
     let stats = asking.server.stats();
     let is_stopping = asking.server.is_stopping();
-    vec![AdminNode {
+    AdminNode {
         is_here: true,
         state: if is_stopping { "draining" } else { "up" }.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -169,7 +180,7 @@ pub(super) fn nodes(asking: &Asking) -> Vec<AdminNode> {
         calls_running: stats.calls_running,
         outgoing_bytes: stats.outgoing_bytes,
         ..AdminNode::default()
-    }]
+    }
 }
 
 #[cfg(feature = "cluster")]

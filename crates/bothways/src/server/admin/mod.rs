@@ -79,7 +79,7 @@ pub(super) fn add_routes(router: Router, door: Arc<Door>, shared: Weak<Shared>) 
     });
     let router = admin.add(router, "Sessions", Look, lists::sessions);
     let router = admin.add(router, "Explain", Look, |asking, asked| async move { lists::explain(&asking, &asked) });
-    let router = admin.add(router, "Nodes", Look, |asking, ()| async move { Ok(everywhere::nodes(&asking)) });
+    let router = admin.add(router, "Nodes", Look, |asking, ()| async move { Ok(everywhere::nodes(asking).await) });
     let router = admin.add(router, "SessionsEverywhere", Look, everywhere::sessions);
     let router = admin.add(router, "ExplainEverywhere", Look, everywhere::explain);
     let router = admin.add(router, "KickEverywhere", Kick, everywhere::kick);

@@ -131,11 +131,12 @@ pub struct SilentNode {
 #[non_exhaustive]
 #[serde(default)]
 pub struct AdminNode {
-    /// Its number, 16 hexadecimal digits; empty for a server alone.
+    /// Its number, 16 hexadecimal digits; empty for a server alone, and for one whose own lease has ended.
     pub node: String,
     /// It is the server that was asked.
     pub is_here: bool,
-    /// `up`, `draining`, `silent` (it has not answered for a while) or `gone` (its lease has ended).
+    /// `up`, `draining`, `silent` (it was asked, and has not answered within 3 s) or `gone` (its lease has ended: shown for
+    /// 30 s, unless it is a member again before).
     pub state: String,
     /// For so many milliseconds it has answered nothing.
     pub silent_ms: Option<u64>,
