@@ -42,6 +42,8 @@ pub(crate) fn failed(error: &CallError) -> Failure {
                 .hint("the variable or file must hold exactly the token that the server was started with")
         }
         Some(text) if error.code() == Some(ErrorCode::BadArguments) => Failure::usage(text),
+        Some(text) if text.contains("stored") => Failure::new(Exit::Peer, error.to_string())
+            .hint("the store or the broker is down, or full: the server's log and `bothways nodes` tell more"),
         Some(_) => Failure::new(Exit::Peer, error.to_string())
             .hint("`bothways connections` and `bothways sessions` tell who is there"),
         _ => Failure::call(ADMIN_PATH, error),

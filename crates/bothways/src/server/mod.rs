@@ -578,8 +578,8 @@ impl Server {
     ///
     /// [`Target::session`] ends its session also where it waits in the store, or where the lease of its node has ended: it
     /// counts as one of this node's, and its client hears that nobody knows it. If the register does not say whether there is
-    /// such a session, this node is among the silent ones, as [`EngineDown`](crate::session::UnreachedWhy::EngineDown). Another target
-    /// means the sessions at nodes: one that waits in the store it does not end.
+    /// such a session, this node is among the silent ones, as [`EngineDown`](crate::session::UnreachedWhy::EngineDown).
+    /// Another target means the sessions at nodes: one that waits in the store it does not end.
     ///
     /// # Errors
     /// As [`Self::sessions`].

@@ -7,7 +7,7 @@ use bothways_proto::Metadata;
 use super::{
     SERVICE_PATH, TOKEN_KEY,
     mail::{LetterNamed, LettersAsked, LettersListed, MailboxesAsked},
-    push::{AdminPush, AdminPushOutcome, PUSH_WAIT_MAX},
+    push::{AdminPush, AdminPushOutcome, PUSH_WAIT_MAX, STORED_WAIT_MAX},
     views::{
         AdminDrain, AdminExplained, AdminKick, AdminKicked, AdminNode, AdminStats, AuditAsked, AuditEntry,
         ConnectionView, EventsAsked, EventsListed, MembersAsked, MembersListed, OperatorView, Page, PushReceipt,
@@ -132,19 +132,18 @@ impl<C: Caller> AdminClient<C> {
     /// Pushes, and returns what became of it.
     ///
     /// # Errors
-    /// As [`Self::connections`].
+    /// As [`Self::connections`]. What is to be stored was not, or its store has not answered for 12 s: the text says which.
     pub async fn push(&self, push: &AdminPush) -> Result<AdminPushOutcome, CallError> {
         let more = Duration::from_millis(push.wait_ms).min(PUSH_WAIT_MAX);
-        self.ask("Push", push, PUSH_WAIT_MAX + more).await
+        self.ask("Push", push, STORED_WAIT_MAX + more).await
     }
 
-    /// Pushes, and returns a number for [`Self::receipt`]: at once, or when a store has what is to be stored, or has been
-    /// waited for 10 s.
+    /// Pushes, and returns a number for [`Self::receipt`]: at once, or when a store has what is to be stored.
     ///
     /// # Errors
-    /// As [`Self::connections`].
+    /// As [`Self::push`].
     pub async fn begin_push(&self, push: &AdminPush) -> Result<PushReceipt, CallError> {
-        self.ask("BeginPush", push, PUSH_WAIT_MAX).await
+        self.ask("BeginPush", push, STORED_WAIT_MAX).await
     }
 
     /// How far such a push has come.

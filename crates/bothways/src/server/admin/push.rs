@@ -171,6 +171,10 @@ impl From<Outcomes> for AdminPushOutcome {
 /// The longest that an [`AdminPush`] waits: an operator who wants to wait longer asks for the story.
 pub(super) const PUSH_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// The longest that is waited for a store: longer than the nodes of a cluster try an append to a topic, which is 10 s, and
+/// less than the admin page waits for an answer.
+pub(super) const STORED_WAIT_MAX: Duration = Duration::from_secs(12);
+
 /// Pushes of operators whose receipts are kept.
 const RECEIPTS_MAX: usize = 64;
 
@@ -218,11 +222,16 @@ pub(super) async fn run(asking: Asking, push: AdminPush) -> Result<AdminPushOutc
     Ok(outcome(&receipt))
 }
 
-/// Whether a store takes it is known soon, and is what a durable push is for.
+/// Whether a store takes it is known soon, and comes before its sessions. Silence is no success: without the store there
+/// are no sessions to count, and the operator would be told that nobody is there.
 async fn wait_for_store(receipt: &Receipt) -> Result<(), Refused> {
-    match tokio::time::timeout(PUSH_WAIT_MAX, receipt.stored()).await {
+    match tokio::time::timeout(STORED_WAIT_MAX, receipt.stored()).await {
+        Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(Refused::Failed(error.to_string())),
-        _ => Ok(()),
+        Err(_) => {
+            let text = format!("nobody knows whether it is stored: no answer of the store in {STORED_WAIT_MAX:?}");
+            Err(Refused::Failed(text))
+        }
     }
 }
 
@@ -309,4 +318,49 @@ fn send(asking: &Asking, push: AdminPush) -> Result<Receipt, Refused> {
     let name = format!("{}.{}", push.service_path, push.service_method);
     asking.note("push", &push.target.to_string(), &name, receipt.outcomes().targets());
     Ok(receipt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{AppendError, Kept, Level, Log, Place, StoreError, Stored};
+
+    fn log() -> Log {
+        Log::History("prices.EUR".to_owned())
+    }
+
+    /// How it ends for an operator whose push the store answers after this time. `None`: never.
+    async fn told(answer: Option<(Duration, Result<(), AppendError>)>) -> Result<(), String> {
+        let push = Push::new("Prices", "Set", "1.08");
+        let receipt = crate::Server::builder().build().shared.sessions.receipt_of(&push);
+        let storing = receipt.storing(vec![log()]);
+        let store = async {
+            let Some((after, outcome)) = answer else { return std::future::pending().await };
+            tokio::time::sleep(after).await;
+            storing.done(match outcome {
+                Ok(()) => {
+                    Ok(vec![Kept::new(log(), Stored::new(Place { epoch: 1, sequence: 1 }, Level::Synced, false))])
+                }
+                Err(why) => Err(StoreError::new(Vec::new(), vec![(log(), why)])),
+            });
+            std::future::pending().await
+        };
+        tokio::select! {
+            waited = wait_for_store(&receipt) => waited.map_err(|refused| match refused {
+                Refused::Failed(text) | Refused::Wrong(text) => text,
+            }),
+            () = store => unreachable!("it stays"),
+        }
+    }
+
+    /// A push to a topic whose store is down, or silent, was not stored: that is said, and not that nobody is there.
+    #[tokio::test(start_paused = true)]
+    async fn an_operator_is_told_that_a_push_is_not_stored() {
+        let late = Duration::from_secs(11);
+        assert_eq!(told(Some((late, Ok(())))).await, Ok(()));
+        let down = told(Some((late, Err(AppendError::Down)))).await.expect_err("it is down");
+        assert!(down.contains("\"prices.EUR\"") && down.contains("has not stored it"), "{down}");
+        let silent = told(None).await.expect_err("it says nothing");
+        assert!(silent.starts_with("nobody knows whether it is stored"), "{silent}");
+    }
 }
