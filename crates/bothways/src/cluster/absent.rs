@@ -90,7 +90,8 @@ impl Absent {
         self.unreached(lives, now).into_iter().map(|(node, _)| (node, address(node))).collect()
     }
 
-    fn forget_old(&mut self, now: Instant) {
+    /// Those whose time is over are not named any more.
+    pub(super) fn forget_old(&mut self, now: Instant) {
         self.all.retain(|_, (_, since)| now.saturating_duration_since(*since) < ABSENT_FOR);
     }
 }

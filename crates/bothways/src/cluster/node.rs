@@ -451,6 +451,8 @@ impl Node {
             if let Some(life) = &state.life {
                 life.is_over.store(true, Ordering::SeqCst);
             }
+            // Until the next life all are named that are remembered.
+            state.absent.forget_old(Instant::now());
             let others: Vec<NodeId> = state.members.keys().copied().collect();
             let mut moved = Vec::new();
             for other in others {

@@ -172,7 +172,7 @@ fn a_dead_node_is_named_in_each_list() {
         broker.faults().mail_up(false);
         broker.faults().end_all_leases();
         until("it is no member", || one.server().nodes().is_none()).await;
-        assert_eq!(listed().await[0], (String::new(), "gone".to_owned(), false));
+        assert_eq!(listed().await, [(String::new(), "gone".to_owned(), false)], "what is forgotten stays so");
     });
 }
 
