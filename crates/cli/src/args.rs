@@ -466,8 +466,9 @@ pub(crate) enum Until {
 
 Any node may be asked; its own line has a star. A node describes itself each second: SESS and AWAY are its sessions and
 those whose clients are away, CALLS what it runs, BYTES what waits for its clients. MAIL are bytes that wait at the
-node that was asked. A node is `silent` while it answers nothing, and `gone` when its lease has ended. A server alone
-has one line. The exit code is 1 if a node is silent or gone."))]
+node that was asked. All are asked whether they are there: a node is `silent` if it has not answered within 3 s, and
+`gone` for 30 s after its lease has ended. A server alone has one line. The exit code is 1 if a node is silent or
+gone."))]
 #[command(override_usage = "bothways nodes [OPTIONS] <ADDR>")]
 pub(crate) struct NodesArgs {
     #[command(flatten)]

@@ -13,6 +13,8 @@ use crate::{
 
 /// Characters of a node's number in a table.
 const NODE_CHARS: usize = 8;
+/// Nodes that an error names.
+const NAMED_MAX: usize = 8;
 
 pub(crate) async fn list(args: NodesArgs) -> Result<(), Failure> {
     let admin = connect(&args.admin).await?;
@@ -39,7 +41,12 @@ pub(crate) async fn list(args: NodesArgs) -> Result<(), Failure> {
 }
 
 fn row(node: &AdminNode) -> [String; 9] {
-    let name = if node.node.is_empty() { "alone".to_owned() } else { short(&node.node) };
+    let name = match (&*node.node, &*node.state) {
+        // A member whose own lease has ended has no number.
+        ("", "gone") => "-".to_owned(),
+        ("", _) => "alone".to_owned(),
+        (number, _) => short(number),
+    };
     [
         name + if node.is_here { "*" } else { "" },
         term::one_line(&node.state),
@@ -64,9 +71,16 @@ pub(crate) fn does_or_do(count: usize, one: &str, more: &str) -> String {
 
 /// An error if a node has not answered: what was shown, or done, is not all.
 pub(crate) fn all_answered(silent: &[SilentNode]) -> Result<(), Failure> {
-    let Some(first) = silent.first() else { return Ok(()) };
+    if silent.is_empty() {
+        return Ok(());
+    }
     let have = does_or_do(silent.len(), "has", "have");
-    let text = format!("{have} not answered: {}, {}", short(&first.node), term::one_line(&first.why));
+    let name = |one: &SilentNode| format!("{}, {}", short(&one.node), term::one_line(&one.why));
+    let mut named: Vec<_> = silent.iter().take(NAMED_MAX).map(name).collect();
+    if NAMED_MAX < silent.len() {
+        named.push(format!("and {} more", silent.len() - NAMED_MAX));
+    }
+    let text = format!("{have} not answered: {}", named.join("; "));
     Err(Failure::new(Exit::Peer, text).hint("`bothways nodes` tells which are there"))
 }
 
@@ -82,6 +96,9 @@ mod tests {
         let one = all_answered(&[silent("4f1d8a2e00000000")]).expect_err("it is silent");
         assert_eq!((one.text(), one.exit()), ("1 node has not answered: 4f1d8a2e, the node is gone", Some(Exit::Peer)));
         let two = all_answered(&[silent("1"), silent("2")]).expect_err("they are silent");
-        assert!(two.text().starts_with("2 nodes have not answered: 1,"), "{}", two.text());
+        assert_eq!(two.text(), "2 nodes have not answered: 1, the node is gone; 2, the node is gone");
+        let many: Vec<_> = (0..NAMED_MAX + 2).map(|number| silent(&number.to_string())).collect();
+        let many = all_answered(&many).expect_err("they are silent");
+        assert!(many.text().ends_with("7, the node is gone; and 2 more"), "{}", many.text());
     }
 }

@@ -35,12 +35,22 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
             false => admin.sessions_everywhere(&asked).await,
         };
         let page = page.map_err(|error| failed(&error))?;
-        (listed.total, listed.silent) = (page.total, page.silent);
+        listed.total = page.total;
+        // One that answers only now has given nothing of the pages before.
+        for one in page.silent {
+            if listed.silent.iter().all(|named| named.node != one.node) {
+                listed.silent.push(one);
+            }
+        }
         // A server that knows no pages would answer the same again.
         if page.sessions.is_empty() || listed.sessions.last().is_some_and(|last| page.sessions.contains(last)) {
             break;
         }
         listed.sessions.extend(page.sessions);
+        // The next page would be empty, and nodes that do not answer would be waited for again.
+        if listed.total <= listed.sessions.len() {
+            break;
+        }
     }
 
     let out = Out::new();

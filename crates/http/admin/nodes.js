@@ -72,7 +72,7 @@ function row(node) {
   const state = node.silent_ms === null ? node.state : `${node.state} for ${span(node.silent_ms)}`;
   return h("tr", {},
     h("th", { scope: "row" },
-      h("span", { class: "mono", title: node.node }, node.node ? nodeName(node.node) : "alone"),
+      h("span", { class: "mono", title: node.node }, node.node ? nodeName(node.node) : node.state === "gone" ? "–" : "alone"),
       node.is_here && h("span", { class: "here" }, "this one")),
     cell("State", h("span", { class: `pill ${COLOURS[node.state] ?? ""}` }, state)),
     cell("Clients reach it at", h("span", { class: "mono" }, node.address ?? "–")),
