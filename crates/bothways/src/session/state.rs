@@ -170,6 +170,10 @@ struct Rare {
     stands_for: Option<SessionId>,
 }
 
+/// What a session leaves behind that has gone on elsewhere: see [`State::depart`].
+#[cfg(feature = "cluster")]
+pub(super) type LeftBehind = (Vec<Ticket>, Vec<HeldEntry>, Vec<Arc<str>>);
+
 /// What a session has that came from another node.
 #[cfg(feature = "cluster")]
 #[derive(Default)]
@@ -536,7 +540,7 @@ impl State {
 
     /// It has gone: the tickets of what was in its image, what was held since, and the topics of which the node that has it
     /// sends that. It is to be removed.
-    pub(super) fn depart(&mut self) -> Option<(Vec<Ticket>, Vec<HeldEntry>, Vec<Arc<str>>)> {
+    pub(super) fn depart(&mut self) -> Option<LeftBehind> {
         match &mut self.phase {
             Phase::Given { claims, topics, .. } => {
                 Some((self.ledger.depart(), std::mem::take(&mut claims.held), std::mem::take(topics)))
