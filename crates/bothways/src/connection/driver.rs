@@ -88,21 +88,30 @@ impl Turn {
     }
 }
 
-/// How much the task does before others have their turn: the bytes written since it was woken, and [`YIELDS`].
+/// How much the task does before others have their turn: the bytes written since it was woken, [`YIELDS`] and [`MOVED`].
 #[derive(Default)]
 struct Share(u32);
 
 /// Others have their turn next.
 const YIELDS: u32 = 1 << 31;
 
+/// It goes on in another task than the one that was to be woken when others have had their turn.
+const MOVED: u32 = 1 << 30;
+
+const FLAGS: u32 = YIELDS | MOVED;
+
 impl Share {
+    fn note_moved(&mut self) {
+        self.0 |= MOVED;
+    }
+
     fn written(&self) -> usize {
-        (self.0 & !YIELDS) as usize
+        (self.0 & !FLAGS) as usize
     }
 
     fn set_written(&mut self, bytes: usize) {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX) & !YIELDS;
-        self.0 = self.0 & YIELDS | bytes;
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX) & !FLAGS;
+        self.0 = self.0 & FLAGS | bytes;
     }
 
     /// Has the task go on when others have had their turn: those that are ready, and those that the runtime finds to
@@ -117,11 +126,12 @@ impl Share {
     /// A new share, unless others are to have their turn first. In a runtime of many threads, what gave way is woken
     /// last and runs first of all that is woken after a look: from here it goes behind them.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if std::mem::take(&mut self.0) & YIELDS != 0 {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+        match std::mem::take(&mut self.0) & FLAGS {
+            0 | MOVED => return Poll::Ready(()),
+            YIELDS => cx.waker().wake_by_ref(),
+            _ => self.yield_now(cx),
         }
-        Poll::Ready(())
+        Poll::Pending
     }
 }
 
@@ -166,6 +176,11 @@ pub(super) struct Driver {
 }
 
 impl Driver {
+    /// It goes on in another task than the one that has polled it.
+    pub(super) fn note_moved(&mut self) {
+        self.share.note_moved();
+    }
+
     pub(super) fn new(connection: Connection) -> Self {
         if let Some(meters) = &connection.shared.settings.meters {
             meters.begin_task(Task::Driver);

@@ -125,6 +125,7 @@ impl Future for Reader {
                 let mut driver = Driver::new(connection);
                 // Polled again in a task of its own, it sees what this one was woken for meanwhile.
                 if Pin::new(&mut driver).poll(cx).is_pending() {
+                    driver.note_moved();
                     self.readers.runtime.spawn(driver);
                 }
             });
