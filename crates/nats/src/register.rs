@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::{
     names::Kind,
-    streams::{Got, Identity, Put, PutFailure, REQUEST_MAX, Streams, Write},
+    streams::{Got, Identity, Put, PutFailure, REQUEST_MAX, Streams, Write, ends},
     wire::{Failure, Looked, Wire, next},
 };
 
@@ -157,6 +157,8 @@ impl Register {
     pub(crate) async fn list(&self) -> Result<(), Failure> {
         let identity = self.streams.identity(Kind::Nodes).ok_or(Failure::NotSent)?;
         let began = Instant::now();
+        // Before the list: what is over now is over then.
+        let now = self.streams.time(Kind::Nodes).await?;
         let (mut found, mut after) = (BTreeMap::new(), 0);
         loop {
             let got = self.streams.first_from(Kind::Nodes, identity.token(), ">", after + 1).await?;
@@ -166,7 +168,7 @@ impl Register {
             }
             after = got.sequence;
             if let Some((node, card)) = self.member(&got) {
-                found.insert(node, (got.sequence, card));
+                found.insert(node, (got.sequence, card.filter(|_| !got.is_over(now))));
             }
         }
 
@@ -214,21 +216,30 @@ impl Register {
     /// Where there is no lease any more, there is room for a stone; a living one refuses it, whatever is known of it here.
     pub(crate) async fn bury(&self, node: NodeId) -> Result<(), BuryError> {
         let identity = self.identity(Kind::Nodes).map_err(|_| BuryError::Down)?;
-        let (name, write) = (node.to_string(), Write::after(0, BURIED_FOR));
-        let stone = value(GRAVE, 0, &Bytes::new());
-        match self.streams.put(Kind::Nodes, &identity, &name, write, stone).await {
-            Ok(Put { sequence, .. }) => {
-                self.seen(identity.epoch(), node, sequence, None);
-                Ok(())
-            }
-            Err(PutFailure::WrongLast(at)) => match self.read_at(Kind::Nodes, &identity, &name, at).await {
+        let name = node.to_string();
+        // Twice: a lease that is over, and that a broker shows which has started again, is written over.
+        let mut after = 0;
+        for is_last in [false, true] {
+            let (write, stone) = (Write::after(after, BURIED_FOR), value(GRAVE, 0, &Bytes::new()));
+            let at = match self.streams.put(Kind::Nodes, &identity, &name, write, stone).await {
+                Ok(Put { sequence, .. }) => {
+                    self.seen(identity.epoch(), node, sequence, None);
+                    return Ok(());
+                }
+                Err(PutFailure::WrongLast(at)) => at,
+                Err(_) => return Err(BuryError::Down),
+            };
+            // Before it is read: what is over now is over then.
+            let now = self.streams.time(Kind::Nodes).await.map_err(|_| BuryError::Down)?;
+            match self.read_at(Kind::Nodes, &identity, &name, at).await {
                 // Buried by another one, or it has left.
-                Ok(Some(got)) if parsed(&got).is_some_and(|(kind, ..)| kind != LIVING) => Ok(()),
-                Ok(_) => Err(BuryError::Alive),
-                Err(_) => Err(BuryError::Down),
-            },
-            Err(_) => Err(BuryError::Down),
+                Ok(Some(got)) if parsed(&got).is_some_and(|(kind, ..)| kind != LIVING) => return Ok(()),
+                Ok(Some(got)) if !is_last && got.is_over(now) => after = got.sequence,
+                Ok(_) => return Err(BuryError::Alive),
+                Err(_) => return Err(BuryError::Down),
+            }
         }
+        Err(BuryError::Alive)
     }
 
     /// What a compare-and-set was refused for.
@@ -415,7 +426,8 @@ pub(crate) async fn watch_leases(register: Weak<Register>, mut subscriber: async
         let token = register.streams.names.parts(&message.subject).map(|(token, _)| token);
         let identity = token.and_then(|token| register.streams.of_token(token));
         let (Some(sequence), Some((_, identity))) = (sequence, identity) else { continue };
-        let got = Got { subject: message.subject.to_string(), sequence, bytes: message.payload };
+        let ends = message.headers.as_ref().and_then(ends);
+        let got = Got { subject: message.subject.to_string(), sequence, bytes: message.payload, ends };
         if let Some((node, card)) = register.member(&got) {
             register.seen(identity.epoch(), node, sequence, card);
         }

@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use async_nats::{HeaderMap, Message};
@@ -151,6 +151,15 @@ pub(crate) struct Got {
     pub(crate) subject: String,
     pub(crate) sequence: u64,
     pub(crate) bytes: Bytes,
+    /// When its time to live is over, by the clock of the broker.
+    pub(crate) ends: Option<SystemTime>,
+}
+
+impl Got {
+    /// Its time to live is over at this moment, or was: a broker that starts again may show such entries anew.
+    pub(crate) fn is_over(&self, now: SystemTime) -> bool {
+        self.ends.is_some_and(|ends| ends <= now)
+    }
 }
 
 /// A stream as it is now.
@@ -518,6 +527,16 @@ impl Streams {
         ConnectError::Changed { stream: name.to_owned(), what }
     }
 
+    /// The time by the clock of the server that leads this stream, by which its entries end.
+    pub(crate) async fn time(&self, kind: Kind) -> Result<SystemTime, Failure> {
+        let info = self.info(&self.names.stream(kind)).await.map_err(|failure| match failure {
+            ApiFailure::Wire(failure) => failure,
+            ApiFailure::Refused(_) => Failure::NotSent,
+        })?;
+        let time = info["ts"].as_str().and_then(|time| humantime::parse_rfc3339(time).ok());
+        time.ok_or(Failure::Unknown)
+    }
+
     async fn info(&self, name: &str) -> Result<Value, ApiFailure> {
         self.api(Outbox::Register, &format!("STREAM.INFO.{name}"), &Value::Null, REQUEST_MAX).await
     }
@@ -740,10 +759,15 @@ impl Streams {
             }
         };
         let message = &value["message"];
-        let data = message["data"].as_str().map_or(Ok(Vec::new()), |data| STANDARD.decode(data));
+        let decoded = |field: &str| message[field].as_str().map_or(Ok(Vec::new()), |field| STANDARD.decode(field));
+        let (data, headers) = (decoded("data"), decoded("hdrs").map_err(|_| Failure::Unknown)?);
+        let headers = String::from_utf8_lossy(&headers);
+        let mut lines = headers.lines().filter_map(|line| line.split_once(':'));
+        let time_to_live = lines.find(|(name, _)| name.eq_ignore_ascii_case(TTL)).map(|(_, value)| value.trim());
+        let ends = end_of(message["time"].as_str(), time_to_live);
         match (message["subject"].as_str(), message["seq"].as_u64(), data) {
             (Some(subject), Some(sequence), Ok(data)) => {
-                Ok(Some(Got { subject: subject.to_owned(), sequence, bytes: data.into() }))
+                Ok(Some(Got { subject: subject.to_owned(), sequence, bytes: data.into(), ends }))
             }
             _ => Err(Failure::Unknown),
         }
@@ -961,7 +985,20 @@ fn got_of(message: &Message) -> Option<Got> {
     let headers = message.headers.as_ref()?;
     let sequence = headers.get_last("Nats-Sequence")?.as_str().parse().ok()?;
     let subject = headers.get_last("Nats-Subject")?.as_str().to_owned();
-    Some(Got { subject, sequence, bytes: message.payload.clone() })
+    Some(Got { subject, sequence, bytes: message.payload.clone(), ends: ends(headers) })
+}
+
+/// When the time to live is over of what has these headers, of a direct answer or of what is published again.
+pub(crate) fn ends(headers: &HeaderMap) -> Option<SystemTime> {
+    let text = |name: &str| headers.get_last(name).map(|value| value.as_str());
+    end_of(text("Nats-Time-Stamp"), text(TTL))
+}
+
+/// `None`: it has no end. So has what somebody else has written in another way than [`Write::headers`].
+fn end_of(stored: Option<&str>, time_to_live: Option<&str>) -> Option<SystemTime> {
+    let stored = humantime::parse_rfc3339(stored?).ok()?;
+    let seconds = time_to_live?.strip_suffix('s')?.parse().ok()?;
+    stored.checked_add(Duration::from_secs(seconds))
 }
 
 /// How something is written.
@@ -986,7 +1023,7 @@ impl Write<'_> {
         if let Some(ttl) = self.time_to_live {
             // Whole seconds, at least one, and never less than was asked for.
             let seconds = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() != 0));
-            headers.insert("Nats-TTL", format!("{}s", seconds.clamp(1, SECONDS_MAX)));
+            headers.insert(TTL, format!("{}s", seconds.clamp(1, SECONDS_MAX)));
         }
         if let Some(key) = self.key {
             headers.insert("Nats-Msg-Id", key);
@@ -995,6 +1032,8 @@ impl Write<'_> {
     }
 }
 
+/// For how long it is kept.
+const TTL: &str = "Nats-TTL";
 /// A century: the broker counts in nanoseconds.
 const SECONDS_MAX: u64 = 100 * 365 * 86400;
 
@@ -1087,6 +1126,26 @@ mod tests {
         assert_eq!(failure(10158, "duplicate"), PutFailure::Meanwhile);
         assert_eq!(failure(10054, "message size exceeds maximum allowed"), PutFailure::TooLarge);
         assert_eq!(failure(1, "?"), PutFailure::Down);
+    }
+
+    /// From when it was stored by the broker's clock; what has no such end never is over.
+    #[test]
+    fn when_a_time_to_live_is_over() {
+        let time = |text: &str| humantime::parse_rfc3339(text).expect("a time");
+        let ends = end_of(Some("2026-11-28T02:05:52.123456789Z"), Some("15s"));
+        assert_eq!(ends, Some(time("2026-11-28T02:06:07.123456789Z")));
+        let got = |ends| Got { subject: String::new(), sequence: 1, bytes: Bytes::new(), ends };
+        assert!(!got(ends).is_over(time("2026-11-28T02:06:07.123456788Z")));
+        assert!(got(ends).is_over(time("2026-11-28T02:06:07.123456789Z")));
+        for (stored, time_to_live) in [
+            (None, Some("15s")),
+            (Some("2026-11-28T02:05:52Z"), None),
+            (Some("2026-11-28T02:05:52Z"), Some("never")),
+            (Some("yesterday"), Some("15s")),
+        ] {
+            assert_eq!(end_of(stored, time_to_live), None);
+        }
+        assert!(!got(None).is_over(time("2126-11-28T02:05:52Z")));
     }
 
     #[test]
