@@ -6,7 +6,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     ask::{Asked, Question},
@@ -22,6 +25,9 @@ const ABSENT_FOR: Duration = Duration::from_secs(30);
 const ABSENT_MAX: usize = 256;
 /// How long a node that leaves waits for each of the others to hear it.
 const FAREWELL_MAX: Duration = Duration::from_millis(500);
+
+/// How long its farewell waits for the answers to what is under way to it: less than it waits itself.
+const LAST_ANSWERS_MAX: Duration = Duration::from_millis(400);
 
 /// What a node is known by under any name.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -116,11 +122,29 @@ impl Node {
         while saying.join_next().await.is_some() {}
     }
 
-    /// This one leaves.
-    pub(super) fn hear_farewell(&self, leaver: NodeId) {
-        if let Some(link) = self.state.lock().members.get_mut(&leaver) {
-            link.leaves = true;
+    /// This one leaves, and has no sessions any more: no push goes there from here on. Returns when it has answered what
+    /// is under way, so that nothing is in doubt when it listens no more.
+    pub(super) async fn hear_farewell(&self, leaver: NodeId) {
+        let deadline = Instant::now() + LAST_ANSWERS_MAX;
+        loop {
+            let said = self.said.notified();
+            tokio::pin!(said);
+            said.as_mut().enable();
+            let is_idle = {
+                let mut state = self.state.lock();
+                let Some(link) = state.members.get_mut(&leaver) else { return };
+                link.leaves = true;
+                link.out.is_idle()
+            };
+            if is_idle || timeout_at(deadline, said).await.is_err() {
+                return;
+            }
         }
+    }
+
+    /// It has said that it leaves.
+    pub(super) fn leaves(&self, node: NodeId) -> bool {
+        self.state.lock().members.get(&node).is_some_and(|link| link.leaves)
     }
 }
 

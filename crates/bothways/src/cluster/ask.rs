@@ -110,7 +110,7 @@ pub(super) async fn answer(node: &Arc<Node>, bytes: Bytes) -> Option<Bytes> {
         Asked::Home(question) => node.home.upgrade()?.answer(question, bytes_max).await.map_or(Said::No, Said::Home),
         Asked::Counts(asker) => Said::Counts(node.counts(NodeId(asker))),
         Asked::Leaves(leaver) => {
-            node.hear_farewell(NodeId(leaver));
+            node.hear_farewell(NodeId(leaver)).await;
             Said::Heard
         }
         Asked::Explain | Asked::Kick(_) | Asked::Find(_) => {
@@ -310,7 +310,7 @@ impl Node {
         let mut answers = Answers { answers: Vec::new(), silent: Vec::new() };
         let Ok(bytes) = question.encode(SerializeType::MSGPACK) else { return answers };
         let mut asking = JoinSet::new();
-        for node in self.members() {
+        for node in self.members().into_iter().filter(|node| !self.leaves(*node)) {
             asking.spawn(ask(Arc::clone(self.engine()), node, bytes.clone(), within));
         }
         while let Some(asked) = asking.join_next().await {

@@ -124,6 +124,8 @@ pub(super) enum Answer {
     Known(Vec<Option<Standing>>),
     /// Not now: it is to be said again.
     NotHeard,
+    /// The node leaves, and its sessions have ended here or gone on: it has not run it.
+    Left,
     /// There is no such session.
     NotThere,
     /// Whether it knows them.
@@ -151,6 +153,7 @@ const UNSUPPORTED: u8 = 5;
 const NOT_THERE: u8 = 6;
 const CALLS_KNOWN: u8 = 7;
 const NOT_HEARD: u8 = 8;
+const LEAVES: u8 = 9;
 
 /// As last words travel.
 type Last = ((u64, u64), Told, Vec<(u64, Option<u64>, Told, u64)>);
@@ -299,6 +302,7 @@ pub(super) fn write_answers(answers: &[Answer]) -> Bytes {
     let answers = answers.iter().map(|answer| match answer {
         Answer::Routed(standing) => Kind { kind: ROUTED, body: write(&Told::from(*standing)) },
         Answer::Refused => Kind { kind: REFUSED, body: Bytes::new() },
+        Answer::Left => Kind { kind: LEAVES, body: Bytes::new() },
         Answer::Heard => Kind { kind: HEARD, body: Bytes::new() },
         Answer::Known(states) => {
             let told: Vec<Option<Told>> = states.iter().map(|state| state.map(Told::from)).collect();
@@ -319,6 +323,7 @@ pub(super) fn read_answers(bytes: Bytes) -> Option<Vec<Answer>> {
         Some(match kind {
             ROUTED => Answer::Routed(read::<Told>(body)?.into()),
             REFUSED => Answer::Refused,
+            LEAVES => Answer::Left,
             HEARD => Answer::Heard,
             KNOWN => {
                 let told: Vec<Option<Told>> = read(body)?;

@@ -115,7 +115,7 @@ pub(crate) struct Node {
     pub(super) counting: tokio::sync::Mutex<()>,
     pub(super) state: Mutex<State>,
     /// Woken when links may be idle.
-    said: Notify,
+    pub(super) said: Notify,
     /// Woken when its card says something new that the others are to see at once.
     renews: Arc<Notify>,
     offers: Mutex<Offers>,
@@ -684,6 +684,11 @@ impl Node {
                 },
                 Err(AskError::TooLarge) => return Sent::Not(UnreachedWhy::TooLarge),
                 Err(AskError::Down) => return Sent::Perhaps(UnreachedWhy::EngineDown),
+                // It comes back under another name, if at all.
+                Err(AskError::NoNode) if self.leaves(node) => {
+                    let why = UnreachedWhy::Left;
+                    return if maybe { Sent::Perhaps(why) } else { Sent::Not(why) };
+                }
                 Err(AskError::NoNode) => {
                     let since = *nobody_since.get_or_insert_with(Instant::now);
                     if NOBODY_MAX <= since.elapsed() {
@@ -716,6 +721,9 @@ impl Node {
             for (queued, answer) in items.into_iter().zip(answers) {
                 match (queued.item, answer) {
                     (Item::Push(push, ..), Answer::Routed(standing)) => moved.extend(origin.told(push, node, standing)),
+                    (Item::Push(push, ..), Answer::Left) => {
+                        moved.extend(origin.not_sent(push, node, UnreachedWhy::Left))
+                    }
                     (Item::Push(push, ..), _) => moved.extend(origin.not_sent(push, node, UnreachedWhy::Refused)),
                     (Item::States(states), Answer::NotHeard) => {
                         let owed = owed.get_mut(&node);
@@ -939,6 +947,9 @@ impl Node {
     /// Pushes to sessions here what another node has sent.
     fn run_push(self: &Arc<Self>, from: NodeId, push: PushNumber, waited: Duration, carried: Bytes) -> Option<Answer> {
         let sessions = self.sessions.upgrade()?;
+        if sessions.have_ended() {
+            return Some(Answer::Left);
+        }
         if self.options.pushes_max <= self.state.lock().owing {
             return None;
         }
@@ -956,7 +967,7 @@ impl Node {
         let _stay = sessions.gate.read_recursive();
         self.moves.saw(from, push);
         if !sessions.push_carried(&to, &to_push, &receipt, (from, push)) {
-            return None;
+            return sessions.have_ended().then_some(Answer::Left);
         }
         self.push_after_moved(&to, &to_push, &receipt, from, push);
         Some(Answer::Routed(self.owe(from, push, &receipt)))
@@ -1012,19 +1023,21 @@ impl State {
         let Some(mut link) = self.members.remove(&node) else { return Vec::new() };
         // Its task finds itself without a link.
         link.wake.notify_one();
+        // What was not told before its farewell is not told any more.
+        let of_pushes = if link.leaves { UnreachedWhy::Left } else { why };
         if !link.leaves {
             self.absent.gone(node, std::mem::take(&mut link.whose), Instant::now());
         }
         let mut moved = Vec::new();
         for queued in link.out.take_waiting() {
             match queued.item {
-                Item::Push(push, ..) => moved.extend(self.origin.not_sent(push, node, why)),
+                Item::Push(push, ..) => moved.extend(self.origin.not_sent(push, node, of_pushes)),
                 item @ Item::Call(..) => self.calls.failed(node, item, why, false),
                 _ => {}
             }
         }
         self.calls.lost_all(node, why);
-        moved.extend(self.origin.lost(node, why));
+        moved.extend(self.origin.lost(node, of_pushes));
         moved
     }
 }
@@ -1077,18 +1090,19 @@ impl Elsewhere for Node {
             receipt.settle(node, &Share::default(), &share(&At::Unreached { why, maybe: false }));
         }
         let fails = fails.or((self.options.pushes_max <= receipts.len()).then_some(UnreachedWhy::Full));
-        if members.is_empty() {
+        // One that leaves has no sessions any more.
+        if members.values().all(|link| link.leaves) {
             return None;
         }
         let (number, since) = (*next, Instant::now());
         *next += 1;
-        origin.push(number, members.keys().copied());
+        origin.push(number, members.iter().filter(|(_, link)| !link.leaves).map(|(node, _)| *node));
         receipts.insert(number, receipt.clone());
         if let Some(life) = life {
             receipt.addressed(life.me, number);
         }
         // Before anybody is woken: the receipt counts them as routing.
-        for (node, link) in members {
+        for (node, link) in members.iter_mut().filter(|(_, link)| !link.leaves) {
             receipt.settle(*node, &Share::default(), &share(&At::Asked));
             let why = fails.or_else(|| {
                 let queued = Queued { item: Item::Push(number, 0, bytes.clone()), since };

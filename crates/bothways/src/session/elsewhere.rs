@@ -71,7 +71,7 @@ pub enum UnreachedWhy {
     TooLarge,
     /// It has as many pushes of other nodes to answer for as it takes, or it cannot read this one.
     Refused,
-    /// This node has left the cluster, or its own lease has ended.
+    /// It leaves the cluster, or this node has left it, or this node's own lease has ended.
     Left,
 }
 
@@ -84,7 +84,7 @@ impl fmt::Display for UnreachedWhy {
             Self::Full => "too much waits for the node",
             Self::TooLarge => "the push is larger than the engine takes",
             Self::Refused => "the node refused it",
-            Self::Left => "this node has left the cluster",
+            Self::Left => "the node has left the cluster",
         })
     }
 }

@@ -531,6 +531,12 @@ impl Registry {
         Receipt::watched(push, &self.fan_out.totals, watcher)
     }
 
+    /// They end, or have ended, with their server.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn have_ended(&self) -> bool {
+        self.fan_out.check_running().is_err()
+    }
+
     #[cfg(feature = "cluster")]
     pub(crate) fn limits(&self) -> &bothways_proto::Limits {
         self.fan_out.limits()

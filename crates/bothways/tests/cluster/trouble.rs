@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use bothways::{Stage, Target, cluster::memory::MemoryBroker, session::UnreachedWhy, testing};
+use bothways::{
+    Stage, Target,
+    cluster::memory::MemoryBroker,
+    session::{Unreached, UnreachedWhy},
+    testing,
+};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{join_with, next, nodes, nothing, until};
@@ -296,6 +301,32 @@ fn a_node_that_has_left_is_not_unreached() {
         sleep(Duration::from_secs(2)).await;
         let receipt = one.push(&Target::everyone(), "x");
         assert!(receipt.is_no_route() && !receipt.is_partial(), "{receipt:?}");
+    });
+}
+
+/// While it leaves, each push is told that by its name, and nothing stays in doubt; behind it no push names it.
+#[test]
+fn a_node_that_leaves_is_never_lost() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other, third] = nodes(&broker).await;
+        let server = other.server().clone();
+        let stopping = tokio::spawn(async move { server.shutdown(Duration::from_secs(1)).await });
+        let mut receipts = Vec::new();
+        while receipts.len() < 3000 {
+            receipts.push((stopping.is_finished(), one.push(&Target::everyone(), "x")));
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert!(stopping.is_finished(), "it has stopped meanwhile");
+        assert_eq!(one.server().nodes(), Some((one.id, vec![third.id])));
+        for (number, (is_after, receipt)) in receipts.iter().enumerate() {
+            receipt.handled().await;
+            for unreached in receipt.unreached() {
+                let Unreached { node, why, maybe, .. } = unreached;
+                assert_eq!((node, why, maybe), (other.id, UnreachedWhy::Left, false), "push {number}");
+                assert!(!is_after, "push {number}: it was stopped");
+            }
+        }
     });
 }
 
