@@ -51,11 +51,15 @@ export class Proxy {
     return this.isRefusing;
   }
 
-  #keep(cut, ...ends) {
+  #keep(cut, client, upstream) {
     this.#open.add(cut);
-    for (const end of ends) {
+    for (const [end, other] of [[client, upstream], [upstream, client]]) {
       end.on("error", () => {});
-      end.on("close", () => this.#open.delete(cut) && cut());
+      end.on("close", (isBroken) => {
+        if (isBroken || other.closed) return void (this.#open.delete(cut) && cut());
+        // What was said before the end arrives: a reset would take it from a server that has not read it.
+        other.end();
+      });
     }
   }
 
