@@ -613,10 +613,9 @@ impl Node {
             let states = owed.say(STATES_MAX);
             if !states.is_empty() {
                 let bytes = states.len() * ITEM_BYTES;
-                if let Err(Queued { item: Item::Parts(states), .. }) =
-                    link.out.offer(Queued::now(Item::Parts(states)), bytes)
-                {
-                    states.into_iter().for_each(|(name, _)| owed.unheard(name));
+                let queued = Queued::now(Item::Parts(states));
+                if let Err(Queued { item: Item::Parts(states), .. }) = link.out.offer(queued, bytes) {
+                    owed.answered(&states, false);
                 }
             }
         }
@@ -626,7 +625,7 @@ impl Node {
                 let bytes = states.len() * ITEM_BYTES;
                 let queued = Queued::now(Item::States(states));
                 if let Err(Queued { item: Item::States(states), .. }) = link.out.offer(queued, bytes) {
-                    states.into_iter().for_each(|(push, _)| owed.unheard(push));
+                    owed.answered(&states, false);
                 }
             }
         }
@@ -725,29 +724,18 @@ impl Node {
                         moved.extend(origin.not_sent(push, node, UnreachedWhy::Left))
                     }
                     (Item::Push(push, ..), _) => moved.extend(origin.not_sent(push, node, UnreachedWhy::Refused)),
-                    (Item::States(states), Answer::NotHeard) => {
-                        let owed = owed.get_mut(&node);
-                        owed.into_iter().for_each(|owed| states.iter().for_each(|(push, _)| owed.unheard(*push)));
+                    (Item::States(states), answer) => {
+                        let Some(owed) = owed.get_mut(&node) else { continue };
+                        *owing = owing.saturating_sub(owed.answered(&states, !matches!(answer, Answer::NotHeard)));
                     }
                     (Item::Parts(states), answer) => {
                         let Some(owed) = parts_owed.get_mut(&node) else { continue };
-                        let before = owed.len();
-                        let is_heard = !matches!(answer, Answer::NotHeard);
-                        states
-                            .into_iter()
-                            .for_each(|(name, _)| if is_heard { owed.heard(name) } else { owed.unheard(name) });
-                        *owing = owing.saturating_sub(before - owed.len());
+                        *owing = owing.saturating_sub(owed.answered(&states, !matches!(answer, Answer::NotHeard)));
                     }
                     (Item::PartsDigest(names), Answer::Known(states)) => {
                         for (name, state) in names.into_iter().zip(states) {
                             moved.extend(origin.part_digested(name, node, state));
                         }
-                    }
-                    (Item::States(states), _) => {
-                        let Some(owed) = owed.get_mut(&node) else { continue };
-                        let before = owed.len();
-                        states.into_iter().for_each(|(push, _)| owed.heard(push));
-                        *owing = owing.saturating_sub(before - owed.len());
                     }
                     (Item::Digest(pushes), Answer::Known(states)) => {
                         for (push, state) in pushes.into_iter().zip(states) {
@@ -788,14 +776,8 @@ impl Node {
                 match queued.item {
                     Item::Push(push, ..) if maybe => moved.extend(origin.gave_up(push, node, why)),
                     Item::Push(push, ..) => moved.extend(origin.not_sent(push, node, why)),
-                    Item::States(states) => {
-                        let owed = owed.get_mut(&node);
-                        owed.into_iter().for_each(|owed| states.iter().for_each(|(push, _)| owed.unheard(*push)));
-                    }
-                    Item::Parts(states) => {
-                        let owed = parts_owed.get_mut(&node);
-                        owed.into_iter().for_each(|owed| states.iter().for_each(|(name, _)| owed.unheard(*name)));
-                    }
+                    Item::States(states) => _ = owed.get_mut(&node).map(|owed| owed.answered(&states, false)),
+                    Item::Parts(states) => _ = parts_owed.get_mut(&node).map(|owed| owed.answered(&states, false)),
                     // Its session lives: what was not sent waits for its node, in its order and before what is offered from now on.
                     Item::Late(_, _, ref entry) if !maybe && !alone && waits(entry, queued.since) => {
                         let size = entry.len() + ITEM_BYTES;

@@ -549,6 +549,15 @@ impl<S: State, K: Copy + Ord> Owed<S, K> {
         }
     }
 
+    /// What was said is over: it was heard, or is to be said again. Returns how many pushes are owed no more.
+    pub(super) fn answered(&mut self, said: &[(K, S)], is_heard: bool) -> usize {
+        let before = self.pushes.len();
+        for (push, _) in said {
+            if is_heard { self.heard(*push) } else { self.unheard(*push) }
+        }
+        before - self.pushes.len()
+    }
+
     /// True if something is to be said.
     pub(super) fn is_due(&self) -> bool {
         !self.due.is_empty()
