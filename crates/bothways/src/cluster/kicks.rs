@@ -4,10 +4,9 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
+use super::moves::LATELY;
 use crate::session::{Known, SessionId, Target};
 
-/// For how long: no session is on its way between two nodes for longer.
-const LATELY: Duration = Duration::from_secs(30);
 /// Most kicks that are remembered. Of more, the oldest is forgotten.
 const KICKS_MAX: usize = 256;
 

@@ -57,8 +57,8 @@ use crate::{
     },
 };
 
-/// For how long it is known where a session went.
-const LATELY: Duration = Duration::from_secs(30);
+/// For how long it is known where a session went: none is on its way between two nodes for longer.
+pub(super) const LATELY: Duration = Duration::from_secs(30);
 /// A push that waited for longer on its way here is refused while sessions have moved lately: one may be forgotten already.
 pub(super) const WAITED_MAX: Duration = Duration::from_secs(20);
 /// How long a session stays frozen before its owner asks the register whether it has moved.
