@@ -6,7 +6,7 @@
 //! holes. So a ring that is missing shows by the next one of its stream, or else by where the stream ends.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -44,11 +44,7 @@ impl Rings {
     /// A letter rings. False: one before it has not.
     pub(crate) fn rang(&self, kind: Kind, epoch: u64, sequence: u64) -> bool {
         let mut all = self.all.lock();
-        let one = all.entry(kind).or_insert(Rung { epoch, through: sequence, end: None });
-        if one.epoch != epoch {
-            // Of a stream that was made anew, which is told of elsewhere.
-            *one = Rung { epoch, through: sequence, end: None };
-        }
+        let one = of_epoch(&mut all, kind, epoch, sequence);
         let has_hole = one.through + 1 < sequence;
         one.through = sequence.max(one.through);
         !has_hole
@@ -57,10 +53,7 @@ impl Rings {
     /// The stream ends here now. False: what it had [`RING_MAX`] ago has not rung.
     pub(crate) fn ends_at(&self, kind: Kind, epoch: u64, last: u64, now: Instant) -> bool {
         let mut all = self.all.lock();
-        let one = all.entry(kind).or_insert(Rung { epoch, through: last, end: None });
-        if one.epoch != epoch {
-            *one = Rung { epoch, through: last, end: None };
-        }
+        let one = of_epoch(&mut all, kind, epoch, last);
         if !self.is_followed.load(Ordering::Relaxed) {
             one.through = last;
         }
@@ -74,6 +67,15 @@ impl Rings {
             one.end = Some((last, now));
         }
         lost.is_none()
+    }
+}
+
+/// A stream, which counts as rung through here if it is new, or was made anew: that is told of elsewhere.
+fn of_epoch(all: &mut HashMap<Kind, Rung>, kind: Kind, epoch: u64, through: u64) -> &mut Rung {
+    let new = Rung { epoch, through, end: None };
+    match all.entry(kind) {
+        Entry::Occupied(one) if one.get().epoch == epoch => one.into_mut(),
+        other => other.insert_entry(new).into_mut(),
     }
 }
 
