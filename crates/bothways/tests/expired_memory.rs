@@ -2,24 +2,16 @@
 //! allocator counts.
 #![cfg(unix)]
 
-use std::{
-    alloc::System,
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-    path::Path,
-    time::Duration,
-};
+#[path = "memory/heap.rs"]
+mod heap;
+
+use std::{io::Write, os::unix::net::UnixStream, path::Path, time::Duration};
 
 use bothways::{Metadata, Reply, Request, Server, Target, session::SessionOptions};
 use bothways_proto::{Capabilities, Header, Hello, Message, Seq, SerializeType, VERSION};
-use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::runtime::Runtime;
 
-#[global_allocator]
-static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-/// What an allocator adds to a block, for its own notes and for rounding up.
-const BLOCK_BYTES: usize = 16;
+use crate::heap::{heap, hear, wait};
 
 /// Sessions at a time, each of a user of its own, and topics of each, which nobody else has.
 const SESSIONS: usize = 100;
@@ -33,37 +25,6 @@ const ROUNDS: usize = 5;
 
 /// How long a session waits for its client.
 const WINDOW: Duration = Duration::from_secs(10);
-
-/// Bytes on the heap, with what the allocator adds.
-fn heap() -> usize {
-    let stats = HEAP.stats();
-    let blocks = stats.allocations - stats.deallocations;
-    stats.bytes_allocated - stats.bytes_deallocated + blocks * BLOCK_BYTES
-}
-
-/// Lets the runtime run until this is so.
-fn wait(runtime: &Runtime, mut until: impl FnMut() -> bool) {
-    for _ in 0..1_000_000 {
-        if until() {
-            return;
-        }
-        runtime.block_on(tokio::task::yield_now());
-    }
-    panic!("it takes for ever");
-}
-
-/// Waits until so many bytes have come.
-fn hear(runtime: &Runtime, mut stream: &UnixStream, bytes: usize) {
-    let (mut heard, mut buffer) = (0, [0; 4096]);
-    stream.set_nonblocking(true).expect("a socket");
-    wait(runtime, || {
-        while let Ok(more @ 1..) = stream.read(&mut buffer) {
-            heard += more;
-        }
-        bytes <= heard
-    });
-    stream.set_nonblocking(false).expect("a socket");
-}
 
 /// Clients come, each with a session that outlives its connection, subscribe, and are gone without a word.
 fn come_and_go(runtime: &Runtime, server: &Server, path: &Path) {

@@ -1,24 +1,16 @@
 //! What an idle client costs its server on the heap, to the byte. Alone in its process, whose allocator counts.
 #![cfg(unix)]
 
-use std::{
-    alloc::System,
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-    path::Path,
-    time::Duration,
-};
+#[path = "memory/heap.rs"]
+mod heap;
+
+use std::{io::Write, os::unix::net::UnixStream, path::Path, time::Duration};
 
 use bothways::{Metadata, Reply, Request, Server, Target};
 use bothways_proto::{Header, Limits, Seq, SerializeType, frame};
-use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::runtime::Runtime;
 
-#[global_allocator]
-static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-/// What an allocator adds to a block, for its own notes and for rounding up.
-const BLOCK_BYTES: usize = 16;
+use crate::heap::{HEAP, heap, hear, wait};
 
 /// Clients, and how many are counted: the others are there before, so that tables have grown. Between the two the
 /// table of connections does not grow, for it doubles at 224 and at 448, and no system allows fewer open files.
@@ -37,13 +29,6 @@ const WITH_SESSION_BYTES_MAX: usize = 1296;
 /// 384. What goes at once leaves holes between what stays.
 const CONNECTING_BYTES_MAX: usize = 920;
 
-/// Bytes on the heap, with what the allocator adds.
-fn heap() -> usize {
-    let stats = HEAP.stats();
-    let blocks = stats.allocations - stats.deallocations;
-    stats.bytes_allocated - stats.bytes_deallocated + blocks * BLOCK_BYTES
-}
-
 struct Clients {
     runtime: Runtime,
     streams: Vec<UnixStream>,
@@ -58,7 +43,7 @@ impl Clients {
     fn connect(&mut self, path: &Path, server: &Server, upto: usize) {
         while self.streams.len() < upto {
             self.streams.push(UnixStream::connect(path).expect("it listens"));
-            self.wait(|| server.stats().connections == self.streams.len());
+            wait(&self.runtime, || server.stats().connections == self.streams.len());
         }
     }
 
@@ -69,7 +54,7 @@ impl Clients {
         for stream in &self.streams[from..] {
             for _ in 0..times {
                 (&*stream).write_all(&call).expect("it is there");
-                self.hear(stream, 581);
+                hear(&self.runtime, stream, 582);
             }
         }
     }
@@ -81,31 +66,8 @@ impl Clients {
             connection.send_message("T", "Large", &Metadata::new(), large.clone()).expect("it is taken");
         }
         for stream in &self.streams[from..] {
-            self.hear(stream, large.len());
+            hear(&self.runtime, stream, large.len() + 1);
         }
-    }
-
-    /// Takes what has come, which is more than so much.
-    fn hear(&self, mut stream: &UnixStream, bytes: usize) {
-        let (mut heard, mut buffer) = (0, [0; 4096]);
-        stream.set_nonblocking(true).expect("a socket");
-        self.wait(|| {
-            while let Ok(more @ 1..) = stream.read(&mut buffer) {
-                heard += more;
-            }
-            bytes < heard
-        });
-        stream.set_nonblocking(false).expect("a socket");
-    }
-
-    fn wait(&self, mut until: impl FnMut() -> bool) {
-        for _ in 0..100_000 {
-            if until() {
-                return;
-            }
-            self.runtime.block_on(tokio::task::yield_now());
-        }
-        panic!("it takes for ever");
     }
 }
 

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use bothways::{Class, Push, Stage, Target, cluster::memory::MemoryBroker, testing};
+use bothways::{
+    Class, Push, Stage, Target,
+    cluster::memory::MemoryBroker,
+    testing::{self, TestClient},
+};
 use tokio::time::sleep;
 
 use crate::{
-    support::{next, nodes, nothing, until},
+    support::{Node, next, nodes, nothing, until},
     ways::{ann_at, goes_to, is_there},
 };
 
@@ -23,16 +27,20 @@ fn what_follows_a_session_expires_while_it_waits() {
     follows(Some(Duration::from_millis(2500)));
 }
 
+/// She is at the other node, hers has given her session away, and the other one has not got it yet.
+async fn is_on_its_way(broker: &MemoryBroker, ann: &TestClient, one: &Node, other: &Node) {
+    one.loses(ann).await;
+    broker.faults().claims_late(1, Duration::from_millis(900));
+    goes_to(ann, other);
+    sleep(Duration::from_millis(600)).await;
+}
+
 fn follows(time_to_live: Option<Duration>) {
     testing::run(async {
         let broker = MemoryBroker::new();
         let [one, other, origin] = nodes(&broker).await;
         let (mut ann, id) = ann_at(&one).await;
-        one.loses(&ann).await;
-        broker.faults().claims_late(1, Duration::from_millis(900));
-        goes_to(&ann, &other);
-        // She is there, her node has given her session away, and the other one has not got it yet.
-        sleep(Duration::from_millis(600)).await;
+        is_on_its_way(&broker, &ann, &one, &other).await;
         let mut push = Push::new("Mail", "New", "late".to_owned());
         if let Some(time) = time_to_live {
             push = push.time_to_live(time);
@@ -71,11 +79,7 @@ fn an_older_value_that_follows_is_superseded() {
         let broker = MemoryBroker::new();
         let [one, other, origin] = nodes(&broker).await;
         let (mut ann, id) = ann_at(&one).await;
-        one.loses(&ann).await;
-        broker.faults().claims_late(1, Duration::from_millis(900));
-        goes_to(&ann, &other);
-        // She is there, her node has given her session away, and the other one has not got it yet.
-        sleep(Duration::from_millis(600)).await;
+        is_on_its_way(&broker, &ann, &one, &other).await;
         let latest = |text: &str| {
             let push = Push::new("Mail", "New", text.to_owned()).class(Class::Latest("rate".to_owned()));
             origin.server().push(&Target::user("ann"), &push).expect("a small push")

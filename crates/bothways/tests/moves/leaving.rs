@@ -6,7 +6,7 @@ use std::{
 };
 
 use bothways::{
-    ConnectionEvent, SessionLost, Stage, Target,
+    ConnectionEvent, ConnectionEvents, SessionLost, Stage, Target,
     cluster::memory::MemoryBroker,
     session::{SessionId, UnreachedWhy},
     testing,
@@ -193,6 +193,18 @@ fn a_rolling_restart_loses_nothing() {
     });
 }
 
+/// Why this client has lost its session, which it hears.
+async fn why_lost(events: &mut ConnectionEvents) -> SessionLost {
+    let lost = async {
+        loop {
+            if let Some(ConnectionEvent::SessionLost { why, .. }) = events.next().await {
+                break why;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), lost).await.expect("it hears of it")
+}
+
 /// A session that is named is kicked also where it waits in the store, and where its node has died: who comes for it hears
 /// that nobody knows it. One that a living node has is kicked there, and no other session ends.
 #[test]
@@ -223,14 +235,7 @@ fn a_kick_ends_a_session_that_is_at_no_node() {
             assert!(again.answers.iter().all(|(_, count)| *count == 0), "{again:?}");
 
             goes_to(&ann, &other);
-            let lost = async {
-                loop {
-                    if let Some(ConnectionEvent::SessionLost { why, .. }) = events.next().await {
-                        break why;
-                    }
-                }
-            };
-            let lost = tokio::time::timeout(Duration::from_secs(60), lost).await.expect("it hears of it");
+            let lost = why_lost(&mut events).await;
             assert_eq!(lost, SessionLost::Unknown, "{dies}");
         });
     }
@@ -269,14 +274,7 @@ fn a_kick_ends_a_session_that_is_on_its_way() {
             let kicked = third.server().kick_everywhere(&Target::user("ann"), "enough").await.expect("no topic");
             assert!(kicked.silent.is_empty(), "{kicked:?}");
 
-            let lost = async {
-                loop {
-                    if let Some(ConnectionEvent::SessionLost { why, .. }) = events.next().await {
-                        break why;
-                    }
-                }
-            };
-            let lost = tokio::time::timeout(Duration::from_secs(60), lost).await.expect("it hears of it");
+            let lost = why_lost(&mut events).await;
             assert!(matches!(lost, SessionLost::Kicked | SessionLost::Unknown), "{after}: {lost:?}");
             // By then its image has come.
             sleep(Duration::from_secs(3)).await;
