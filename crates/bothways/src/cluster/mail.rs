@@ -122,7 +122,7 @@ pub(super) enum Answer {
     Heard,
     /// `None`: nothing is known of it.
     Known(Vec<Option<Standing>>),
-    /// Not now: it is to be said again.
+    /// The node leaves, and has said its last words of it: it is for the one behind.
     NotHeard,
     /// The node leaves, and its sessions have ended here or gone on: it has not run it.
     Left,

@@ -615,7 +615,7 @@ impl Node {
                 let bytes = states.len() * ITEM_BYTES;
                 let queued = Queued::now(Item::Parts(states));
                 if let Err(Queued { item: Item::Parts(states), .. }) = link.out.offer(queued, bytes) {
-                    owed.answered(&states, false);
+                    owed.all_unheard(&states);
                 }
             }
         }
@@ -625,7 +625,7 @@ impl Node {
                 let bytes = states.len() * ITEM_BYTES;
                 let queued = Queued::now(Item::States(states));
                 if let Err(Queued { item: Item::States(states), .. }) = link.out.offer(queued, bytes) {
-                    owed.answered(&states, false);
+                    owed.all_unheard(&states);
                 }
             }
         }
@@ -776,8 +776,8 @@ impl Node {
                 match queued.item {
                     Item::Push(push, ..) if maybe => moved.extend(origin.gave_up(push, node, why)),
                     Item::Push(push, ..) => moved.extend(origin.not_sent(push, node, why)),
-                    Item::States(states) => _ = owed.get_mut(&node).map(|owed| owed.answered(&states, false)),
-                    Item::Parts(states) => _ = parts_owed.get_mut(&node).map(|owed| owed.answered(&states, false)),
+                    Item::States(states) => _ = owed.get_mut(&node).map(|owed| owed.all_unheard(&states)),
+                    Item::Parts(states) => _ = parts_owed.get_mut(&node).map(|owed| owed.all_unheard(&states)),
                     // Its session lives: what was not sent waits for its node, in its order and before what is offered from now on.
                     Item::Late(_, _, ref entry) if !maybe && !alone && waits(entry, queued.since) => {
                         let size = entry.len() + ITEM_BYTES;
@@ -886,11 +886,6 @@ impl Node {
             Item::States(states) => {
                 let (relays, states): (Vec<_>, Vec<_>) =
                     states.into_iter().partition(|(push, _)| Self::is_relay(*push));
-                // Its last words say more than what would be passed on now.
-                if !relays.is_empty() && self.moves.has_said_last() {
-                    return Answer::NotHeard;
-                }
-                relays.iter().for_each(|(number, standing)| self.moves.told(*number, from, standing));
                 {
                     let mut state = self.state.lock();
                     let State { origin, .. } = &mut *state;
@@ -899,6 +894,11 @@ impl Node {
                     state.note(moved);
                 }
                 self.settle();
+                // Its last words say more than what would be passed on now.
+                if !relays.is_empty() && self.moves.has_said_last() {
+                    return Answer::NotHeard;
+                }
+                relays.iter().for_each(|(number, standing)| self.moves.told(*number, from, standing));
                 Answer::Heard
             }
             Item::Digest(pushes) => {

@@ -549,13 +549,26 @@ impl<S: State, K: Copy + Ord> Owed<S, K> {
         }
     }
 
-    /// What was said is over: it was heard, or is to be said again. Returns how many pushes are owed no more.
+    /// One that leaves has got it, and passes it on no more. To say it again at once would only go round in a circle: it is
+    /// said when it changes, or to the one behind.
+    fn kept(&mut self, push: K) {
+        if let Some(owing) = self.pushes.get_mut(&push) {
+            owing.saying = None;
+        }
+    }
+
+    /// What was said is answered. `is_heard`: by one that does not leave. Returns how many pushes are owed no more.
     pub(super) fn answered(&mut self, said: &[(K, S)], is_heard: bool) -> usize {
         let before = self.pushes.len();
         for (push, _) in said {
-            if is_heard { self.heard(*push) } else { self.unheard(*push) }
+            if is_heard { self.heard(*push) } else { self.kept(*push) }
         }
         before - self.pushes.len()
+    }
+
+    /// As [`Self::unheard`], of all these.
+    pub(super) fn all_unheard(&mut self, said: &[(K, S)]) {
+        said.iter().for_each(|(push, _)| self.unheard(*push));
     }
 
     /// True if something is to be said.
@@ -573,5 +586,29 @@ impl<S: State, K: Copy + Ord> Owed<S, K> {
     pub(super) fn nearly_forgotten(&self) -> usize {
         let is_final = |push: &&K| self.pushes.get(*push).is_some_and(|owing| owing.state.is_final());
         self.answered.iter().filter(is_final).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cluster::mail::Standing, session::Counts};
+
+    /// What a node that leaves has not taken is not said to it again and again, and is not lost: it is said when it changes,
+    /// and to the one behind.
+    #[test]
+    fn what_one_that_leaves_has_not_taken_waits() {
+        let standing = |changes, stage| Standing { changes, counts: Counts::of_pairs(&[(stage, 1)]) };
+        let (mut owed, behind) = (Owed::<Standing>::new(), vec![NodeId(3)]);
+        owed.came(7, standing(1, 0), behind.clone());
+        let said = owed.say(10);
+        assert_eq!(said, [(7, standing(1, 0))]);
+        assert_eq!(owed.answered(&said, false), 0);
+        assert!(!owed.is_due() && owed.say(10).is_empty(), "it would go round in a circle");
+
+        assert!(owed.changed(7, standing(2, 0)) && owed.is_due());
+        let said = owed.say(10);
+        assert_eq!(owed.answered(&said, false), 0);
+        assert_eq!(owed.into_rest(), [(7, standing(2, 0), behind)]);
     }
 }

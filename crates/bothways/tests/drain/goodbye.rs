@@ -104,9 +104,11 @@ fn a_client_goes_to_a_node_that_its_server_has_named() {
         assert_eq!(other.connected(), 0);
 
         let each = receipts.len() / 8;
-        for (_, messages) in &mut clients {
-            for _ in 0..each {
-                messages.next().await.expect("all come");
+        for (user, (_, messages)) in clients.iter_mut().enumerate() {
+            for number in 0..each {
+                let next = tokio::time::timeout(Duration::from_secs(60), messages.next()).await;
+                let told = || receipts.iter().skip(user).step_by(8).collect::<Vec<_>>();
+                next.unwrap_or_else(|_| panic!("user{user} got {number} of {each}: {:#?}", told())).expect("all come");
             }
         }
         for receipt in &receipts {
