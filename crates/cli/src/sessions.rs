@@ -29,6 +29,7 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
             user_prefix: String::new(),
             max: max - listed.sessions.len(),
             after,
+            silent: listed.silent.clone(),
         };
         let page = match args.here {
             true => admin.sessions(&asked).await,
@@ -36,7 +37,7 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
         };
         let page = page.map_err(|error| failed(&error))?;
         listed.total = page.total;
-        // One that answers only now has given nothing of the pages before.
+        // A server of an earlier version does not name again what it is told.
         for one in page.silent {
             if listed.silent.iter().all(|named| named.node != one.node) {
                 listed.silent.push(one);
@@ -47,7 +48,7 @@ pub(crate) async fn list(args: SessionsArgs) -> Result<(), Failure> {
             break;
         }
         listed.sessions.extend(page.sessions);
-        // The next page would be empty, and nodes that do not answer would be waited for again.
+        // The next page would be empty.
         if listed.total <= listed.sessions.len() {
             break;
         }

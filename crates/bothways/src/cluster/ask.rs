@@ -255,16 +255,14 @@ impl Node {
         Err(EngineDown)
     }
 
-    /// Asks the servers of the other nodes.
-    pub(crate) async fn ask_homes(&self, question: Bytes) -> Answers<Bytes> {
+    /// Asks the servers of the other nodes, but not these: they are among those of which nobody knows already.
+    pub(crate) async fn ask_homes(&self, question: Bytes, except: &[NodeId]) -> Answers<Bytes> {
         let question = Question { question: Asked::Home(question), target: None };
-        let answers = self.ask_others(&question, ANSWER_MAX).await;
-        let mut answers = answers.map(|said| match said {
+        let answers = self.ask_but(&question, ANSWER_MAX, except).await;
+        answers.map(|said| match said {
             Said::Home(answer) => Some(answer),
             _ => None,
-        });
-        self.name_absent(&mut answers.silent, UnreachedWhy::NodeLost);
-        answers
+        })
     }
 
     /// Asks all other members whether they are there. Those that do not answer, and for how long they were asked.
@@ -275,16 +273,6 @@ impl Node {
         let answers = self.ask_others(&question, ANSWER_MAX).await;
         let is_silent = |(node, why)| (why != UnreachedWhy::Refused).then_some(node);
         (answers.silent.into_iter().filter_map(is_silent).collect(), began.elapsed())
-    }
-
-    /// Adds the nodes that were members lately, and are unreached for this reason.
-    fn name_absent(&self, silent: &mut Vec<(NodeId, UnreachedWhy)>, because: UnreachedWhy) {
-        for (node, why) in self.absent() {
-            // Its lease may have ended while it was asked.
-            if why == because && silent.iter().all(|(named, _)| *named != node) {
-                silent.push((node, why));
-            }
-        }
     }
 
     async fn ask_all(&self, question: Asked, target: &Target) -> Result<Answers<Said>, TopicError> {
@@ -300,17 +288,21 @@ impl Node {
         let others = self.ask_others(&question, ANSWER_MAX).await;
         answers.answers.extend(others.answers);
         answers.silent.extend(others.silent);
-        // A session that is meant may be at one of these.
-        self.name_absent(&mut answers.silent, UnreachedWhy::NodeLost);
         Ok(answers)
     }
 
-    /// Asks all other members at once, and waits this long for the slowest.
+    /// Asks all other members at once, and waits this long for the slowest. Those that were members lately are named as
+    /// silent: nobody knows what they would say.
     async fn ask_others(&self, question: &Question, within: Duration) -> Answers<Said> {
+        self.ask_but(question, within, &[]).await
+    }
+
+    /// As [`Self::ask_others`], without these.
+    async fn ask_but(&self, question: &Question, within: Duration, except: &[NodeId]) -> Answers<Said> {
         let mut answers = Answers { answers: Vec::new(), silent: Vec::new() };
         let Ok(bytes) = question.encode(SerializeType::MSGPACK) else { return answers };
         let mut asking = JoinSet::new();
-        for node in self.members().into_iter().filter(|node| !self.leaves(*node)) {
+        for node in self.members().into_iter().filter(|node| !self.leaves(*node) && !except.contains(node)) {
             asking.spawn(ask(Arc::clone(self.engine()), node, bytes.clone(), within));
         }
         while let Some(asked) = asking.join_next().await {
@@ -321,7 +313,12 @@ impl Node {
                 Err(_) => {}
             }
         }
-        self.name_absent(&mut answers.silent, UnreachedWhy::Left);
+        for (node, why) in self.absent() {
+            // Its lease may have ended while it was asked, or after it has answered.
+            if !except.contains(&node) && !answers.is_of(node) {
+                answers.silent.push((node, why));
+            }
+        }
         answers
     }
 }
@@ -337,6 +334,11 @@ enum Nowhere {
 }
 
 impl<T> Answers<T> {
+    /// It has answered, or is named.
+    fn is_of(&self, node: NodeId) -> bool {
+        self.is_silent(node) || self.answers.iter().any(|(answered, _)| *answered == node)
+    }
+
     fn is_silent(&self, node: NodeId) -> bool {
         self.silent.iter().any(|(silent, _)| *silent == node)
     }

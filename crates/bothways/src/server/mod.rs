@@ -615,7 +615,8 @@ impl Server {
 
     /// A page of the sessions of all nodes, by user and number; each says at which node it is. A node has 3 s to answer, and
     /// gives 256 sessions at most, so that a page may have fewer than were asked for; the list ends with an empty one. A
-    /// server that has not joined a cluster lists its own.
+    /// server that has not joined a cluster lists its own. [`SessionsAsked::silent`] takes the silent nodes of the page
+    /// before: they are not waited for again.
     ///
     /// # Errors
     /// [`WrongTarget`]: no session can be meant. Nodes that do not answer are among

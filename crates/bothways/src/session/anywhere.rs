@@ -248,6 +248,10 @@ pub(super) fn push_to(registry: &Registry, target: &Target, push: &Push) -> Resu
     if receipt.routing() != 0 {
         return Ok(());
     }
+    if let (0, Some(missed)) = (receipt.outcomes().targets(), receipt.unreached().first()) {
+        let why = format!("no node that was reached has such a session; node {} was not: {}", missed.node, missed.why);
+        return Err(PushError::NoClient(why));
+    }
     let waiting = || {
         let sessions = registry.find(target).unwrap_or_default();
         sessions.iter().map(Session::waiting).max().unwrap_or_default()

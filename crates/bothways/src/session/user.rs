@@ -197,16 +197,18 @@ impl User {
         let of = FindOf::User(self.name.to_string(), device);
         let (sessions, silent) = anywhere::sessions_of(&self.registry, beyond, of, &call).await;
         let is_of_all = matches!(self.policy, CallPolicy::All { quorum: 0 });
+        let callees = self.choose(sessions, &call);
         if let Some((node, why)) = silent.first()
-            && (is_of_all || sessions.is_empty())
+            && (is_of_all || callees.is_err())
         {
+            // That there are none, or not enough, is a guess.
             return Err(CallError::NoClient(format!(
                 "node {node} may have a session of the user {}, and has not answered: {why}",
                 self.name
             )));
         }
 
-        let callees = self.choose(sessions, &call)?;
+        let callees = callees?;
         call.options.timeout = Some(deadline.saturating_duration_since(Instant::now()));
         let calls = callees.iter().map(|callee| -> BoxFuture<'_> { Box::pin(callee.session.call_raw(call.clone())) });
         match self.gather(SideBySide::new(calls), callees.len()).await {

@@ -311,7 +311,13 @@ async fn the_service_addresses_answer_if_that_was_asked_for() {
     let options = AdminOptions::token("right").expect("it has characters").on_service_addresses();
     let server = Server::builder().admin(options).build();
     let listening = server.listen(&address()).await.expect("a free name");
-    let asked = SessionsAsked { target: PushTarget::Everyone, user_prefix: String::new(), max: 10, after: None };
+    let asked = SessionsAsked {
+        target: PushTarget::Everyone,
+        user_prefix: String::new(),
+        max: 10,
+        after: None,
+        silent: Vec::new(),
+    };
     let listed = operator(listening.address(), "right").await.sessions(&asked).await.expect("the token is right");
     assert_eq!(listed.total, 0, "who asks is not listed");
     let mut guesser = Scripted::connect(listening.address()).await;

@@ -406,6 +406,61 @@ fn a_silent_node_is_left_out_or_named() {
     });
 }
 
+/// The lease of a node has ended, and it may be at work: what fails for want of a session names it, for half a minute.
+#[test]
+fn a_node_without_a_lease_is_named_by_calls() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other, third] = nodes(&broker).await;
+        let (_ann, _seen) = callee(&other, "ann").await;
+        let user = |name: &str, policy| one.server().user(name).policy(policy);
+        let wanted = CallPolicy::All { quorum: 2 };
+        let missed = name(&user("ann", wanted.clone())).await.expect_err("there is one").to_string();
+        assert!(missed.contains("2 sessions of the user ann are wanted"), "{missed}");
+
+        let gone = third.id.to_string();
+        broker.faults().kill(third.id);
+        until("it is no member", || one.server().members().len() == 2).await;
+        let began = Instant::now();
+        let nobody = "1".parse().expect("a number");
+        let errors = [
+            name(&user("bob", CallPolicy::First)).await,
+            name(&user("ann", CallPolicy::Device("watch".to_owned()))).await,
+            name(&user("ann", CallPolicy::All { quorum: 0 })).await,
+            name(&user("ann", wanted.clone())).await,
+            name(&one.server().session_anywhere(nobody)).await,
+        ];
+        for error in errors {
+            let error = error.expect_err("nobody knows");
+            assert!(is_unsent(&error) && error.to_string().contains(&gone), "{error}");
+        }
+        let none = user("ann", CallPolicy::First).call_typed::<_, ()>("T", "None", &(), CallOptions::new()).await;
+        let none = none.expect_err("ann has no such method");
+        assert!(is_unsent(&none) && none.to_string().contains(&gone), "{none}");
+        assert_eq!(name(&user("ann", CallPolicy::MostRecent)).await.expect("she is there"), "ann");
+        assert!(began.elapsed() < Duration::from_secs(1), "nobody is waited for: {:?}", began.elapsed());
+
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let error = name(&user("bob", CallPolicy::First)).await.expect_err("there is none");
+        assert_eq!(error.to_string(), CallError::NoClient("the user bob has no session".to_owned()).to_string());
+        name(&user("ann", CallPolicy::All { quorum: 0 })).await.expect("that are all");
+    });
+}
+
+/// A stub pushes to a user who may be at a node that is not reached, and at no other one: it is told which.
+#[test]
+fn a_push_by_a_stub_names_who_was_not_reached() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other] = nodes(&broker).await;
+        broker.faults().kill(other.id);
+        until("it is no member", || one.server().members().len() == 1).await;
+        let missed = one.server().user("bob").push_typed("Mail", "New", "a letter", CallOptions::new()).await;
+        let missed = missed.expect_err("nobody has it").to_string();
+        assert!(missed.contains(&other.id.to_string()), "{missed}");
+    });
+}
+
 /// A stub over a user or a session pushes to the clients of all nodes, and says so if there is none.
 #[test]
 fn a_user_is_pushed_to_from_any_node() {

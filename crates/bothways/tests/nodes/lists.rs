@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use crate::support::{Node, next, nodes, until};
 
 fn asked(target: PushTarget, max: usize) -> SessionsAsked {
-    SessionsAsked { target, user_prefix: String::new(), max, after: None }
+    SessionsAsked { target, user_prefix: String::new(), max, after: None, silent: Vec::new() }
 }
 
 fn users(sessions: &[SessionView]) -> Vec<&str> {
@@ -173,6 +173,34 @@ fn a_dead_node_is_named_in_each_list() {
         broker.faults().end_all_leases();
         until("it is no member", || one.server().nodes().is_none()).await;
         assert_eq!(listed().await, [(String::new(), "gone".to_owned(), false)], "what is forgotten stays so");
+    });
+}
+
+/// A list of many pages waits once for a node that does not answer, and each page names it.
+#[test]
+fn a_silent_node_is_waited_for_once_in_a_list() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let all = nodes::<3>(&broker).await;
+        let mut clients = Vec::new();
+        for (place, user) in ["ann", "bob", "cyd", "dan", "eve", "fay"].into_iter().enumerate() {
+            clients.push(all[place % 2].client(user).await);
+        }
+        broker.faults().pause(all[2].id, true);
+
+        let (mut asked, mut listed) = (asked(PushTarget::Everyone, 1), Vec::new());
+        let began = Instant::now();
+        loop {
+            let page = all[0].server().sessions_everywhere(&asked).await.expect("a right target");
+            let named: Vec<&str> = page.silent.iter().map(|one| &*one.node).collect();
+            assert_eq!(named, [all[2].id.to_string()], "page {}", listed.len());
+            let Some(last) = page.sessions.last() else { break };
+            asked.after = Some(SessionPlace { user: last.user.clone(), id: last.id });
+            asked.silent = page.silent;
+            listed.extend(page.sessions);
+        }
+        assert_eq!(users(&listed), ["ann", "bob", "cyd", "dan", "eve", "fay"]);
+        assert!(began.elapsed() <= Duration::from_millis(4100), "it took {:?}", began.elapsed());
     });
 }
 

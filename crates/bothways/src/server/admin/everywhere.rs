@@ -9,7 +9,7 @@ use super::{
 };
 #[cfg(feature = "cluster")]
 use crate::{
-    cluster::{Answers, NodeView},
+    cluster::{Answers, NodeId, NodeView},
     codec::{Encode, Payload},
 };
 use crate::{
@@ -19,6 +19,9 @@ use crate::{
 
 /// Sessions that one node gives in one answer.
 const PAGE_MAX: usize = 256;
+
+/// Nodes that one page names as silent already.
+const SILENT_MAX: usize = 1024;
 
 /// No session can be meant so.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -63,12 +66,15 @@ pub(in crate::server) async fn sessions_everywhere(
     asked: &SessionsAsked,
     except: Option<SessionId>,
 ) -> Result<SessionsListed, WrongTarget> {
-    let asked = SessionsAsked { max: asked.max.clamp(1, PAGE_MAX), ..asked.clone() };
+    let mut asked = SessionsAsked { max: asked.max.clamp(1, PAGE_MAX), ..asked.clone() };
+    // Not for the other nodes.
+    let mut silent = std::mem::take(&mut asked.silent);
+    silent.truncate(SILENT_MAX);
     let wrong = |refused: Refused| WrongTarget(refused.to_string());
     let target = target_of(server, &asked.target).map_err(wrong)?;
     let target = except.into_iter().fold(target, Target::except);
     let (listed, has_more) = lists::list(server, &target, &asked, lists::PAGE_BYTES_MAX).await.map_err(wrong)?;
-    let (mut parts, mut silent) = (vec![named(here(server), Part { listed, has_more })], Vec::new());
+    let mut parts = vec![named(here(server), Part { listed, has_more })];
     // A connection is one of this node.
     if !matches!(asked.target, PushTarget::Connection(_)) {
         ask_others(server, &asked, &mut parts, &mut silent).await;
@@ -85,8 +91,9 @@ async fn ask_others(server: &Server, asked: &SessionsAsked, parts: &mut Vec<Part
 
     let Some(node) = server.shared.node.get() else { return };
     let Ok(question) = FarQuestion::Sessions(asked.clone()).encode(SerializeType::MSGPACK) else { return };
-    let Answers { answers, silent: others } = node.ask_homes(question).await;
-    silent.extend(others.into_iter().map(|(node, why)| SilentNode { node: node.to_string(), why: why.to_string() }));
+    let except: Vec<NodeId> = silent.iter().filter_map(|one| one.node.parse().ok()).collect();
+    let Answers { answers, silent: others } = node.ask_homes(question, &except).await;
+    silent.extend(silent_of(others));
     for (node, answer) in answers {
         match FarAnswer::decode(SerializeType::MSGPACK, answer) {
             Ok(FarAnswer::Sessions(listed, has_more)) => {
@@ -211,7 +218,7 @@ impl From<NodeView> for AdminNode {
 }
 
 #[cfg(feature = "cluster")]
-pub(super) fn silent_of(silent: Vec<(crate::session::NodeId, crate::session::UnreachedWhy)>) -> Vec<SilentNode> {
+pub(super) fn silent_of(silent: Vec<(NodeId, crate::session::UnreachedWhy)>) -> Vec<SilentNode> {
     silent.into_iter().map(|(node, why)| SilentNode { node: node.to_string(), why: why.to_string() }).collect()
 }
 

@@ -21,7 +21,13 @@ fn token() -> AdminOptions {
 }
 
 fn everyone() -> SessionsAsked {
-    SessionsAsked { target: PushTarget::Everyone, user_prefix: String::new(), max: PAGE_MAX, after: None }
+    SessionsAsked {
+        target: PushTarget::Everyone,
+        user_prefix: String::new(),
+        max: PAGE_MAX,
+        after: None,
+        silent: Vec::new(),
+    }
 }
 
 async fn ask<R: Payload>(

@@ -78,6 +78,10 @@ pub struct SessionsAsked {
     /// Only those after this one, which is the last of the page before. The list ends with an empty page.
     #[serde(default)]
     pub after: Option<SessionPlace>,
+    /// Of all nodes: those that have not answered a page before, as it named them. They are not asked again, and named
+    /// again: one page waits for them, and not each. Empty for the first page; 1,024 at most.
+    #[serde(default)]
+    pub silent: Vec<SilentNode>,
 }
 
 /// The place of a session in the list: by user, then by number.
