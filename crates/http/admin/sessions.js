@@ -102,11 +102,13 @@ export function session(server, id) {
       return;
     }
     const user = told.user ?? view?.user;
-    const connection = told.standing.Connected;
+    const { Connected: connection, Arriving: arriving } = told.standing;
     set(head,
       h("div", { class: "head" },
         h("h2", {}, user ?? "No user", " ",
-          told.standing === "Ended" ? h("span", { class: "pill bad" }, "ended") : standing(connection, view?.resumable ?? true)),
+          told.standing === "Ended" ? h("span", { class: "pill bad" }, "ended")
+            : arriving ? h("span", { class: "pill warn", title: "Its client wants another session back" }, `${arriving} · arriving`)
+            : standing(connection, view?.resumable ?? true)),
         h("div", { class: "row" },
           server.may("push") && view && h("a", { class: "button", href: `#/push/session/${id}` }, icon("push"), "Push…"),
           server.may("kick") && view && h("button", { class: "danger quiet", onclick: () => kick(server, id, user) }, "Send away…"))));

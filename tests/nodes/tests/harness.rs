@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use bothways::session::Standing;
 use bothways_brokers::Broker;
-use bothways_nodes::{As, CallEnd, Command, Node, Options, Proxy, Stored, To, User, until};
+use bothways_nodes::{As, CallEnd, Command, Node, Options, Proxy, SessionSeen, Stored, To, User, until};
 
 const SECONDS: Duration = Duration::from_secs(20);
 
@@ -41,7 +42,9 @@ async fn nodes_do_what_they_are_told() {
     assert_eq!(seen.iter().map(|seen| &*seen.node).collect::<Vec<_>>(), [one.id()]);
     one.kill().await;
     until("ann is at the other", async || {
-        other.sessions(To::user("ann")).await.iter().any(|seen| seen.node == other.id())
+        let is_there =
+            |seen: &SessionSeen| seen.node == other.id() && matches!(seen.told.standing, Standing::Connected(_));
+        other.sessions(To::user("ann")).await.iter().any(is_there)
     })
     .await;
     assert_eq!(one.ask::<()>(Command::Stats).await, Err("the process has ended".to_owned()));

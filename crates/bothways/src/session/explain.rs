@@ -86,6 +86,9 @@ pub struct Held {
 pub enum Standing {
     /// It has this connection, such as `c12`.
     Connected(String),
+    /// Its client is on this connection and wants another session back. Until it is let in this one is nobody's: no push
+    /// or call is for it, and lists leave it out.
+    Arriving(String),
     /// Its client is away, and may come back.
     Away,
     /// It ended.
@@ -202,6 +205,9 @@ impl fmt::Display for Explanation {
         }
         match &self.standing {
             Standing::Connected(connection) => write!(f, ", connected as {connection}")?,
+            Standing::Arriving(connection) => {
+                write!(f, ", arriving as {connection}: its client wants another session")?;
+            }
             Standing::Away => f.write_str(", its client is away")?,
             Standing::Ended => f.write_str(", ended")?,
         }
@@ -518,6 +524,10 @@ mod tests {
                 "session {session} of a\\nn, connected as c7\nits client has held offset 3 for 2 s\n\
                  (4 older events are not kept)\n{event}"
             )
+        );
+        assert_eq!(
+            text(Standing::Arriving("c7".into()), None, None, 0),
+            format!("session {session}, arriving as c7: its client wants another session\n{event}")
         );
         assert_eq!(text(Standing::Ended, None, None, 0), format!("session {session}, ended\n{event}"));
     }

@@ -556,6 +556,11 @@ mod tests {
         let everyone = || registry.find(&Target::everyone()).expect("no topic");
         let session = registry.of(&first).expect("it was made");
         assert_eq!(everyone(), std::slice::from_ref(&session));
+        assert_eq!(
+            fresh.explain().standing,
+            explain::Standing::Arriving(claims.id().to_string()),
+            "an operator sees it"
+        );
         let listed_before = vec![fresh.clone(), session.clone()];
         registry.arrive(&claims, &claim(&welcome)).expect("it is open");
         assert_eq!(everyone(), [registry.of(&claims).expect("it has it")]);

@@ -704,6 +704,7 @@ impl State {
     pub(super) fn standing(&self) -> Standing {
         match self.connection() {
             _ if self.is_ended() => Standing::Ended,
+            Some(connection) if self.hidden_by().is_some() => Standing::Arriving(connection.id().to_string()),
             Some(connection) => Standing::Connected(connection.id().to_string()),
             None => Standing::Away,
         }
