@@ -165,6 +165,11 @@ impl Node {
         self.tell(Command::Push { to, class, key: None, first, count }).await
     }
 
+    /// Pushes each of these, with its number, and returns when they are queued.
+    pub async fn push_all(&self, pushes: Vec<(To, u64)>, class: As) {
+        self.tell(Command::PushAll { pushes, class }).await
+    }
+
     /// Publishes with `count` numbers from `first` on, and returns when they are queued.
     pub async fn publish(&self, topic: &str, first: u64, count: u64) {
         self.tell(Command::Publish { topic: topic.to_owned(), first, count }).await

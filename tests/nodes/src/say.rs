@@ -111,6 +111,13 @@ pub enum Command {
         /// How many.
         count: u64,
     },
+    /// Pushes that differ, in this order. Answered with nothing when all are queued.
+    PushAll {
+        /// To whom, and with which number.
+        pushes: Vec<(To, u64)>,
+        /// Of which class.
+        class: As,
+    },
     /// Publishes, as `Push`.
     Publish {
         /// Where.

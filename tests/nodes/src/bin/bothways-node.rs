@@ -134,17 +134,17 @@ impl Node {
             Command::Push { to, class, key, first, count } => {
                 let target = target(to);
                 Some(self.number(*first, *count, |number| {
-                    let mut push = take(number).class(match class {
-                        As::Fire => Class::Fire,
-                        As::Tracked => Class::Tracked,
-                        As::Durable => Class::Durable { ttl: KEPT },
-                    });
+                    let mut push = take(number).class(class_of(*class));
                     if let Some(key) = key {
                         push = push.idempotency_key(&format!("{key}{number}")).map_err(|error| error.to_string())?;
                     }
                     self.server.push(&target, &push).map_err(|error| error.to_string())
                 }))
             }
+            Command::PushAll { pushes, class } => Some(pushes.iter().try_for_each(|(to, number)| {
+                let push = |number| self.server.push(&target(to), &take(number).class(class_of(*class)));
+                self.number(*number, 1, |number| push(number).map_err(|error| error.to_string()))
+            })),
             Command::Publish { topic, first, count } => Some(self.number(*first, *count, |number| {
                 self.server.publish(topic, &take(number)).map_err(|error| error.to_string())
             })),
@@ -169,7 +169,9 @@ impl Node {
             Command::Members => answer(self.members()),
             Command::Stats => answer(self.stats()),
             Command::Drain { within, per_second } => answer(self.drain(within, per_second).await),
-            Command::Push { .. } | Command::Publish { .. } | Command::Exit => Err("it is done by now".to_owned()),
+            Command::Push { .. } | Command::PushAll { .. } | Command::Publish { .. } | Command::Exit => {
+                Err("it is done by now".to_owned())
+            }
         }
     }
 
@@ -261,6 +263,14 @@ impl Node {
 
 fn take(number: u64) -> Push {
     Push::new("Numbers", "Take", number.to_string())
+}
+
+fn class_of(class: As) -> Class {
+    match class {
+        As::Fire => Class::Fire,
+        As::Tracked => Class::Tracked,
+        As::Durable => Class::Durable { ttl: KEPT },
+    }
 }
 
 fn target(to: &To) -> Target {

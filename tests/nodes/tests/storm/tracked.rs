@@ -17,6 +17,10 @@ use crate::{
 /// When all is well again, the longest that receipts may stay open.
 const SETTLES: Duration = Duration::from_secs(240);
 
+/// Pushes that are told to the origin at once, when so many are due: one after the other each would wait until either
+/// process has had its turn.
+const TOGETHER: usize = 64;
+
 /// How many pushes there are, and for how long they are made.
 fn pushes() -> (usize, Duration) {
     match size() {
@@ -56,17 +60,27 @@ impl Storm {
     async fn blow(&mut self, seed: u64) {
         let (mut rng, (pushes, length), began) = (draws(seed, 1), pushes(), Instant::now());
         let blows = self.world.blow(seed, length);
-        for number in 0..pushes {
-            sleep_until(began + length.mul_f64(number as f64 / pushes as f64)).await;
-            self.push(number as u64, &mut rng).await;
+        let due = |number: usize| began + length.mul_f64(number as f64 / pushes as f64);
+        let mut next = 0;
+        while next < pushes {
+            sleep_until(due(next)).await;
+            let (first, now) = (next, Instant::now());
+            while next < pushes && next - first < TOGETHER && due(next) <= now {
+                next += 1;
+            }
+            let together = (first..next).map(|number| self.draw(number as u64, &mut rng)).collect();
+            self.origin.push_all(together, As::Tracked).await;
         }
+        let took = began.elapsed();
+        self.world.note(format!("all is pushed, {:.1?} late", took.saturating_sub(length)));
         for blow in blows {
             blow.await.expect("no panic");
         }
         self.world.note("all is well");
     }
 
-    async fn push(&mut self, number: u64, rng: &mut StdRng) {
+    /// To whom this one goes.
+    fn draw(&mut self, number: u64, rng: &mut StdRng) -> (To, u64) {
         let client = rng.random_range(0..CLIENTS);
         let session = self.ids.get(&client).filter(|_| self.world.clients[client].seen.lock().lost.is_empty());
         let (user, group) = (client % USERS, client % GROUPS);
@@ -77,7 +91,7 @@ impl Storm {
             _ => (Aim::User(user), To::User(format!("u{user}"))),
         };
         self.aims.push((self.world.now(), aim));
-        self.origin.push(to, As::Tracked, number, 1).await;
+        (to, number)
     }
 
     async fn settle(self) -> Accounts {
