@@ -40,6 +40,8 @@ type Session struct {
 	handled uint64            // every push up to this offset is handled, or has failed
 	failed  []failure         // those since the last connection began, oldest first: their Fails may be lost with this one
 	missed  uint64            // pushes that the server has dropped since the session began
+	tries   uint64            // to take this session to another connection
+	keys    handledKeys
 	calls   results
 }
 
@@ -160,6 +162,8 @@ func (s *Session) enable(ctx context.Context, c *client.Client) (why string, err
 	if s.known == nil {
 		answer, err = Enable(with(s.with(ctx), said), c)
 	} else {
+		s.tries++
+		said["_bw.try"] = fmt.Sprint(s.tries)   // so that of two that are under way, to two nodes perhaps, the later one counts
 		said["_bw.rcv"] = fmt.Sprint(s.handled) // what it has received it has handled; and it knows what a Skip is
 		s.sayFailed(said)                       // their Fails may be lost with the connection before
 		answer, err = Resume(with(s.with(ctx), said), c, s.known, s.handled)
@@ -170,7 +174,7 @@ func (s *Session) enable(ctx context.Context, c *client.Client) (why string, err
 	s.failed = nil                                 // the server has heard of them
 	if s.known = answer; answer["_bw.res"] == "" { // a new session begins behind this offset
 		s.handled, _ = strconv.ParseUint(answer["_bw.off"], 10, 64)
-		s.missed = 0
+		s.missed, s.tries = 0, 0
 	}
 	s.client.Store(c)
 	if s.Changed != nil {
@@ -201,7 +205,7 @@ func (s *Session) listen(ctx context.Context, c *client.Client, in *inbox) (lost
 		default:
 			// The offset is 0 if the server does not keep the push for us.
 			if offset := Offset(m); offset == 0 || s.handled < offset {
-				code := s.push(m)
+				code := s.pushOnce(m)
 				s.handled = max(s.handled, offset)
 				if code != "" && offset != 0 {
 					acked = s.handled
@@ -292,6 +296,19 @@ func limit(m *protocol.Message) time.Duration {
 		millis = 30_000
 	}
 	return time.Duration(min(millis, int64(math.MaxInt64/time.Millisecond))) * time.Millisecond
+}
+
+// pushOnce has the application handle a push, unless it has handled one with the same key: a server that was killed may not
+// have noted how far it was with a mailbox, and sends what behind that is again, in another session.
+func (s *Session) pushOnce(m *protocol.Message) (code string) {
+	key := m.Metadata["_bw.ik"]
+	if s.keys.has(key) {
+		return ""
+	}
+	if code = s.push(m); code == "" {
+		s.keys.add(key)
+	}
+	return code
 }
 
 // push has the application handle a push, and gives the code of why it did not.

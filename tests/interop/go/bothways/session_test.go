@@ -380,6 +380,57 @@ func TestWhatFailedIsSaidAgainOnTheNextConnection(t *testing.T) {
 	})
 }
 
+func TestAKeyIsHandledOnceOverAllSessions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &server{brief: 2}
+		for offset, key := range []string{"one", "fails", "one", "fails", "", ""} {
+			m := tracked(uint64(offset+1), 1)
+			m.Metadata = map[string]string{"_bw.ik": key}
+			server.sends = append(server.sends, m)
+		}
+		server.listen()
+		ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+		defer stop()
+		came := map[string]int{}
+		session := &Session{Push: func(m *protocol.Message) error {
+			key := m.Metadata["_bw.ik"]
+			if came[key]++; key == "fails" && came[key] == 1 {
+				return errors.New("it cannot")
+			}
+			return nil
+		}}
+		_ = session.Run(ctx, "test", "")
+		if came["one"] != 1 || came["fails"] != 2 || came[""] != 2 || session.handled != 6 {
+			t.Error(came, session.handled)
+		}
+		if !session.keys.has("one") || !session.keys.has("fails") || session.keys.has("") {
+			t.Error(session.keys)
+		}
+		tries := []string{}
+		for _, m := range server.said("Resume") {
+			tries = append(tries, m.Metadata["_bw.try"])
+		}
+		if fmt.Sprint(tries) != "[1 2]" {
+			t.Error("each try has a number", tries)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestKeysAreBounded(t *testing.T) {
+	keys := handledKeys{}
+	for number := range 10_000 {
+		keys.add(fmt.Sprint(number))
+		keys.add(fmt.Sprintf("%65d", number))
+	}
+	if len(keys.known) != keysMax || len(keys.order) != keysMax {
+		t.Error(len(keys.known), len(keys.order))
+	}
+	if !keys.has("9999") || !keys.has("8976") || keys.has("8975") {
+		t.Error("it does not know the latest")
+	}
+}
+
 func TestFailuresToSayAgainAreBounded(t *testing.T) {
 	session, said := &Session{}, map[string]string{}
 	for offset := range uint64(10_000) {
