@@ -103,13 +103,15 @@ pub enum Log {
     Dead(String),
     /// The parts of a session that waits for a node.
     Parked(SessionId),
+    /// Which sessions of a user wait, or have waited: it has cursors that are named by them, and no entries.
+    ParkedOf(String),
 }
 
 impl Log {
     /// Whose it is: the topic, the user, or the session.
     pub fn name(&self) -> String {
         match self {
-            Self::History(name) | Self::Mailbox(name) | Self::Dead(name) => name.clone(),
+            Self::History(name) | Self::Mailbox(name) | Self::Dead(name) | Self::ParkedOf(name) => name.clone(),
             Self::Parked(session) => session.to_string(),
         }
     }
@@ -122,6 +124,7 @@ impl std::fmt::Display for Log {
             Self::Mailbox(user) => write!(f, "the mailbox of {user:?}"),
             Self::Dead(user) => write!(f, "the dead letters of {user:?}"),
             Self::Parked(session) => write!(f, "the place of the session {session}"),
+            Self::ParkedOf(user) => write!(f, "the sessions of {user:?} that wait"),
         }
     }
 }

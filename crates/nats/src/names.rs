@@ -90,7 +90,7 @@ impl Kind {
             Log::History(topic) => Self::History(shard(first_segment(topic))),
             Log::Mailbox(user) => Self::Mailbox(shard(user)),
             Log::Dead(_) => Self::Dead,
-            Log::Parked(_) => Self::Parked,
+            Log::Parked(_) | Log::ParkedOf(_) => Self::Parked,
         }
     }
 
@@ -100,6 +100,8 @@ impl Kind {
             Log::History(_) => (0..SHARDS).map(Self::History).collect(),
             Log::Mailbox(_) => (0..SHARDS).map(Self::Mailbox).collect(),
             Log::Dead(_) | Log::Parked(_) => vec![Self::of(log)],
+            // It has no entries.
+            Log::ParkedOf(_) => Vec::new(),
         }
     }
 }
@@ -126,6 +128,8 @@ pub(crate) fn log(log: &Log) -> Option<String> {
         Log::History(name) => topic(name),
         Log::Mailbox(user) | Log::Dead(user) => token(user),
         Log::Parked(session) => Some(session.to_string()),
+        // No session has such a name.
+        Log::ParkedOf(user) => token(&format!("of {user}")),
     }
 }
 
@@ -135,7 +139,11 @@ pub(crate) fn cursor(of: &Log, reader: Option<&str>) -> Option<String> {
         Some(reader) => token(reader)?,
         None => "*".to_owned(),
     };
-    Some(format!("{}{}.{reader}", Kind::of(of).letter(), token(&of.name())?))
+    let letter = match of {
+        Log::ParkedOf(_) => 'u',
+        _ => Kind::of(of).letter(),
+    };
+    Some(format!("{letter}{}.{reader}", token(&of.name())?))
 }
 
 /// The name of the log that has this part of a subject.

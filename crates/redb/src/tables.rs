@@ -77,6 +77,7 @@ pub(crate) fn key_of(log: &Log) -> Vec<u8> {
         Log::Mailbox(_) => b'm',
         Log::Dead(_) => b'd',
         Log::Parked(_) => b'p',
+        Log::ParkedOf(_) => b'u',
     };
     [&[kind], log.name().as_bytes()].concat()
 }
@@ -190,7 +191,7 @@ impl<'t> Change<'t> {
             return Ok(Ok(self.stored(sequence, true)));
         }
 
-        if self.options.log_bytes_max < size && !matches!(log, Log::Parked(_)) {
+        if self.options.log_bytes_max < size && !matches!(log, Log::Parked(_) | Log::ParkedOf(_)) {
             return Ok(Err(AppendError::TooLarge));
         }
 
@@ -200,7 +201,7 @@ impl<'t> Change<'t> {
         let is_full = match log {
             Log::Mailbox(_) => !self.has_place(&key_of_log, size)? || !self.has_room(more)?,
             Log::History(_) | Log::Dead(_) => !self.make_place(&key_of_log, size, more)?,
-            Log::Parked(_) => !self.has_room(more)?,
+            Log::Parked(_) | Log::ParkedOf(_) => !self.has_room(more)?,
         };
         if is_full {
             return Ok(Err(AppendError::Full));

@@ -1,4 +1,4 @@
-//! Questions that every node answers: what lately happened to sessions, the end of sessions, and which nodes there are.
+//! Questions that every node answers: what lately happened to sessions, their end (`kicking.rs`), and which nodes there are.
 //!
 //! A question may be asked twice without harm, so it goes beside the links: one ask to each member, all at once.
 
@@ -7,24 +7,18 @@ use std::{sync::Arc, time::Duration};
 use bothways_proto::SerializeType;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, timeout},
-};
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{
-    claim::{NOBODY, Record},
-    engine::{AskError, Engine, EngineDown},
-    moves::WriteError,
+    engine::{AskError, Engine},
     node::Node,
-    record::Written,
     remote::PushNumber,
 };
 use crate::{
     codec::{Encode, Payload},
     session::{
-        Carried, Destination, Explanation, FindAsked, FoundEverywhere, Known, NodeId, Registry, Seen, SessionId,
-        Target, TopicError, UnreachedWhy,
+        Carried, Destination, Explanation, FindAsked, FoundEverywhere, NodeId, Registry, Seen, Target, TopicError,
+        UnreachedWhy,
     },
 };
 
@@ -32,9 +26,6 @@ use crate::{
 const ASK_MAX: Duration = Duration::from_secs(1);
 /// See [`ASK_MAX`].
 const ANSWER_MAX: Duration = Duration::from_secs(3);
-
-/// How often a session is looked for that moves meanwhile.
-const KICK_TRIES: usize = 3;
 
 /// What one session takes in the answer to a search for those that may be called.
 const SEEN_BYTES: usize = 128;
@@ -193,66 +184,11 @@ impl Node {
         }))
     }
 
-    /// Ends these sessions, at every node; one that is named, also where it waits in the store or its node is gone.
-    pub(crate) async fn kick(&self, target: &Target, why: &str) -> Result<Answers<usize>, TopicError> {
-        let mut tries = 0;
-        loop {
-            let answers = self.ask_all(Asked::Kick(why.to_owned()), target).await?;
-            let mut answers = answers.map(|said| match said {
-                Said::Kicked(count) => Some(count),
-                _ => None,
-            });
-            let is_found = answers.answers.iter().any(|(_, count)| 0 < *count);
-            let Some(id) = target.only_session().filter(|_| !is_found) else { return Ok(answers) };
-            tries += 1;
-            match self.kick_nowhere(id, target).await {
-                Ok(Nowhere::Ended) => {
-                    answers.answers.iter_mut().take(1).for_each(|(_, count)| *count += 1);
-                    return Ok(answers);
-                }
-                // It has just come there, or its end is not written yet.
-                Ok(Nowhere::At(node)) if tries < KICK_TRIES && !answers.is_silent(node) => {}
-                Ok(Nowhere::At(_) | Nowhere::None) => return Ok(answers),
-                Err(EngineDown) => {
-                    answers.silent.push((self.me().unwrap_or(NodeId(0)), UnreachedWhy::EngineDown));
-                    return Ok(answers);
-                }
-            }
-        }
-    }
-
     /// Sessions that come here from now on, and were there before, are kicked too.
     fn note_kick(&self, question: &Asked, target: Option<&Target>) {
         if let (Asked::Kick(why), Some(target)) = (question, target) {
             self.kicks.lock().note(target, why);
         }
-    }
-
-    /// Ends a session that no living node has: who comes for it hears that nobody knows it.
-    async fn kick_nowhere(&self, id: SessionId, target: &Target) -> Result<Nowhere, EngineDown> {
-        for _ in 0..KICK_TRIES {
-            let read = timeout(ASK_MAX, self.engine().session(id, true)).await.unwrap_or(Err(EngineDown))?;
-            let Some((bytes, revision)) = read else { return Ok(Nowhere::None) };
-            let Some(written) = Written::from_bytes(bytes) else { return Err(EngineDown) };
-            let Record { term, owner, .. } = written.record();
-            let is_parked = written.parked.is_some();
-            if written.is_given_up() || !target.admits_known(id, &written.known()) {
-                return Ok(Nowhere::None);
-            }
-            if !is_parked && (self.me() == Some(owner) || self.members().contains(&owner)) {
-                return Ok(Nowhere::At(owner));
-            }
-            // A node that was stopped may have it still.
-            let given_up = Record { term: term + 1, owner: NOBODY, nonce: rand::random() };
-            let given_up = Written::new(&given_up, &Known::of(written.hash));
-            match timeout(ASK_MAX, self.write(id, Some(revision), &given_up)).await {
-                Ok(Ok(_)) => return Ok(Nowhere::Ended),
-                // It has been written since, or nobody knows: the register says.
-                Ok(Err(WriteError::Lost(_) | WriteError::Unknown)) | Err(_) => {}
-                Ok(Err(WriteError::Down)) => return Err(EngineDown),
-            }
-        }
-        Err(EngineDown)
     }
 
     /// Asks the servers of the other nodes, but not these: they are among those of which nobody knows already.
@@ -275,7 +211,7 @@ impl Node {
         (answers.silent.into_iter().filter_map(is_silent).collect(), began.elapsed())
     }
 
-    async fn ask_all(&self, question: Asked, target: &Target) -> Result<Answers<Said>, TopicError> {
+    pub(super) async fn ask_all(&self, question: Asked, target: &Target) -> Result<Answers<Said>, TopicError> {
         let mut answers = Answers { answers: Vec::new(), silent: Vec::new() };
         // Here first: a target that is none is nobody's.
         if let Some(sessions) = self.registry() {
@@ -323,29 +259,19 @@ impl Node {
     }
 }
 
-/// Where a session is that no node has said to have.
-enum Nowhere {
-    /// It was in the store, or at a node that is gone, and is not there any more.
-    Ended,
-    /// The register names a node that lives.
-    At(NodeId),
-    /// There is none.
-    None,
-}
-
 impl<T> Answers<T> {
     /// It has answered, or is named.
     fn is_of(&self, node: NodeId) -> bool {
         self.is_silent(node) || self.answers.iter().any(|(answered, _)| *answered == node)
     }
 
-    fn is_silent(&self, node: NodeId) -> bool {
+    pub(super) fn is_silent(&self, node: NodeId) -> bool {
         self.silent.iter().any(|(silent, _)| *silent == node)
     }
 }
 
 impl Answers<Said> {
-    fn map<T>(self, of: impl Fn(Said) -> Option<T>) -> Answers<T> {
+    pub(super) fn map<T>(self, of: impl Fn(Said) -> Option<T>) -> Answers<T> {
         let mut answers = Answers { answers: Vec::new(), silent: self.silent };
         for (node, said) in self.answers {
             match of(said) {

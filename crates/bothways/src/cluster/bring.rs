@@ -238,7 +238,7 @@ impl Node {
 
     /// Reads the parts of a parked session.
     async fn unpark(&self, id: SessionId, parked: Option<Parked>) -> Result<Option<Image>, ()> {
-        let Some(Parked { epoch, first, last, parts: count }) = parked else { return Ok(None) };
+        let Some(Parked { epoch, first, last, parts: count, .. }) = parked else { return Ok(None) };
         let (mut parts, mut after, mut bytes): (Vec<Bytes>, u64, usize) = (Vec::new(), first.saturating_sub(1), 0);
         while parts.len() < count as usize {
             let page = self.engine().read(Log::Parked(id), after, PARTS_AT_ONCE).await.map_err(drop)?;
@@ -264,11 +264,16 @@ impl Node {
         if known.is_some_and(|known| known.hash == wanted.hash) {
             return Ok(Some(me));
         }
+        self.others_have(wanted.id, wanted.hash).await
+    }
+
+    /// Asks every other member whether it has a session. `Err`: one does not answer.
+    pub(super) async fn others_have(&self, id: SessionId, hash: [u8; 32]) -> Result<Option<NodeId>, ()> {
+        let me = self.me();
         let members = Arc::clone(&self.engine().members().borrow());
         let mut asking = tokio::task::JoinSet::new();
-        let asked = Asked::Has { id: wanted.id, hash: wanted.hash };
-        let bytes = super::moves::asked_bytes(&asked).ok_or(())?;
-        for node in members.keys().copied().filter(|node| *node != me) {
+        let bytes = super::moves::asked_bytes(&Asked::Has { id, hash }).ok_or(())?;
+        for node in members.keys().copied().filter(|node| Some(*node) != me) {
             asking.spawn(ask::once(Arc::clone(self.engine()), node, bytes.clone()));
         }
         let (mut found, mut is_silent) = (None, false);

@@ -604,7 +604,7 @@ fn store(shared: &Shared, state: &mut State, to: Log, entry: NewEntry) -> Result
     let (followers, message) = match to {
         Log::History(topic) => (state.followers_of(Some(&topic)), Followed::new(topic, entry.bytes, at)),
         Log::Mailbox(user) => (state.followers_of(None), Followed::new(user, Bytes::new(), at)),
-        Log::Dead(_) | Log::Parked(_) => return Ok((stored(sequence, false), Vec::new())),
+        Log::Dead(_) | Log::Parked(_) | Log::ParkedOf(_) => return Ok((stored(sequence, false), Vec::new())),
     };
     if take_one(&mut state.faults.told_lost) {
         return Ok((stored(sequence, false), Vec::new()));

@@ -13,6 +13,7 @@
 //! | `doorbell.rs` | rings for what other nodes put into mailboxes |
 //! | `topics.rs` | topics whose history the nodes share |
 //! | `ask.rs` | questions that every node answers |
+//! | `kicking.rs` | ends sessions: at every node, in the store, and where their node is gone |
 //! | `kicks.rs` | who was kicked lately, and was on the way |
 //! | `view.rs` | what a node shows of itself |
 //! | `claim.rs` | who has a session whose client comes to another node; no I/O, no clock |
@@ -38,6 +39,7 @@ mod counted;
 mod cuts;
 mod doorbell;
 pub mod engine;
+mod kicking;
 mod kicks;
 mod last;
 mod link;

@@ -39,7 +39,7 @@ use tokio::{
 };
 
 use super::{
-    claim::{Admission, Given, Keep, Keeping, Record, Wrote},
+    claim::{Admission, Given, Keep, Keeping, NOBODY, Record, Wrote},
     cuts::{Cuts, Passed, Passing},
     engine::{ClaimError, NodeId, Revision},
     mail::{Answer, Standing},
@@ -827,10 +827,14 @@ impl Node {
                 self.end_given_up(id);
                 return Thawed::Unknown;
             }
-            // It has been forgotten: by a kick, or with the store.
-            Keep::Forgotten => match self.write(id, None, &written).await {
-                Ok(revision) => revision,
-                Err(_) => return Thawed::Unknown,
+            // It has been forgotten with the store.
+            Keep::Forgotten => match self.elsewhere(id, &known.hash).await {
+                Elsewhere::At(node) => return Thawed::Moved(node),
+                Elsewhere::Unknown => return Thawed::Unknown,
+                Elsewhere::Nowhere => match self.write(id, None, &written).await {
+                    Ok(revision) => revision,
+                    Err(_) => return Thawed::Unknown,
+                },
             },
             Keep::Later | Keep::Write(_) => return Thawed::Unknown,
         };
@@ -961,9 +965,8 @@ impl Node {
 
         let Some(known) = known else {
             self.moves.state.lock().owned.remove(id);
-            if let Some((_, revision)) = before {
-                // Its time would end by itself.
-                let _ = self.engine().forget(id, revision).await;
+            if let Some((record, revision)) = before {
+                self.forget_ended(id, record.term, revision).await;
             }
             return;
         };
@@ -974,7 +977,11 @@ impl Node {
         let written = Written::new(&record, &known);
         let kept = match self.keep(id, was, &written).await {
             // Nobody has taken it: the register has lost its data, or its time has ended while this node was cut off.
-            Keep::Forgotten if was.is_some() => self.keep(id, None, &written).await,
+            Keep::Forgotten if was.is_some() => match self.elsewhere(id, &known.hash).await {
+                Elsewhere::Nowhere => self.keep(id, None, &written).await,
+                Elsewhere::At(node) => Keep::Gone(node),
+                Elsewhere::Unknown => Keep::Later,
+            },
             kept => kept,
         };
         match kept {
@@ -1007,10 +1014,37 @@ impl Node {
     /// A session was ended while its image was out: nobody is to have it by that. Where somebody has it already, the record is
     /// another one by now.
     async fn end_given(&self, id: SessionId) {
-        let Some(revision) = self.moves.state.lock().owned.get(id).map(|owning| owning.owned.revision) else { return };
+        let owned = self.moves.state.lock().owned.get(id).map(|owning| (owning.owned.term, owning.owned.revision));
+        let Some((term, revision)) = owned else { return };
         self.moves.let_go(id);
-        // Its time would end by itself.
-        let _ = self.engine().forget(id, revision).await;
+        self.forget_ended(id, term, revision).await;
+    }
+
+    /// The record of a session that has ended here. One that has never moved is forgotten. Of one that came from another
+    /// node that one may have an image still, frozen, as it was cut off or stood still: by this it hears that the session
+    /// has ended, and not that nobody has it.
+    pub(super) async fn forget_ended(&self, id: SessionId, term: u64, revision: Revision) {
+        // Where this fails its time ends by itself.
+        if term <= 1 {
+            let _ = self.engine().forget(id, revision).await;
+            return;
+        }
+        let ended = Record { term: term + 1, owner: NOBODY, nonce: rand::random() };
+        let _ = self.write(id, Some(revision), &Written::new(&ended, &Known::of([0; 32]))).await;
+    }
+
+    /// There is no record of a session that is here any more. Where its image was given away, who got it may have it: the
+    /// record was lost with the register's data, and that node writes it anew.
+    async fn elsewhere(&self, id: SessionId, hash: &[u8; 32]) -> Elsewhere {
+        let is_given = self.moves.state.lock().owned.get(id).is_some_and(|owning| !owning.owned.is_live());
+        match is_given {
+            false => Elsewhere::Nowhere,
+            true => match self.others_have(id, *hash).await {
+                Ok(Some(node)) => Elsewhere::At(node),
+                Ok(None) => Elsewhere::Nowhere,
+                Err(()) => Elsewhere::Unknown,
+            },
+        }
     }
 
     /// Its record names nobody here any more.
@@ -1038,6 +1072,14 @@ impl Node {
 pub(super) enum Refused {
     Again,
     Late,
+}
+
+/// Whether another node has a session that was given away.
+enum Elsewhere {
+    At(NodeId),
+    Nowhere,
+    /// A node does not answer.
+    Unknown,
 }
 
 enum Thawed {

@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     claim::{Keep, Record},
     engine::{Log, NodeId, Revision},
+    kicking::parked_of,
     node::Node,
     record::{Parked, Written},
     snapshot,
@@ -153,7 +154,20 @@ impl Node {
             }
         }
         let (Some(first), Some(last)) = (places.first(), places.last()) else { return self.unpark_own(sessions, id) };
-        let parked = Parked { epoch: first.epoch, first: first.sequence, last: last.sequence, parts: count };
+        if let Some(user) = &known.user {
+            // Before it is there: who kicks the user finds it.
+            let named = self.engine().advance(parked_of(user), id.to_string(), *first, left);
+            if !matches!(timeout(PARK_MAX, named).await, Ok(Ok(_))) {
+                return self.unpark_own(sessions, id);
+            }
+        }
+        let parked = Parked {
+            epoch: first.epoch,
+            first: first.sequence,
+            last: last.sequence,
+            parts: count,
+            left_ms: left.as_millis() as u64,
+        };
         let mut written = Written::new(record, known);
         written.parked = Some(parked);
         // Its record may be renewed at this moment.
@@ -161,7 +175,7 @@ impl Node {
             Ok(Keep::Stays(revision)) if !sessions.session_lives(id) => {
                 // It was ended meanwhile: who comes for it is not to find it.
                 self.moves.disown(id);
-                let _ = timeout(PARK_MAX, self.engine().forget(id, revision)).await;
+                let _ = timeout(PARK_MAX, self.forget_ended(id, record.term, revision)).await;
                 Put::Left
             }
             Ok(Keep::Stays(_)) => Put::Parked,

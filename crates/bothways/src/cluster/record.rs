@@ -44,6 +44,9 @@ pub(super) struct Parked {
     pub(super) first: u64,
     pub(super) last: u64,
     pub(super) parts: u32,
+    /// How long it is kept there, in milliseconds.
+    #[serde(default)]
+    pub(super) left_ms: u64,
 }
 
 impl Written {
@@ -70,7 +73,12 @@ impl Written {
 
     /// For how long it is kept, where there was this before.
     pub(super) fn ttl(&self, was: Option<Revision>) -> Duration {
-        if self.is_given_up() && was.is_none() { NEVER_WAS_TTL } else { RECORD_TTL }
+        match &self.parked {
+            // Nobody renews it.
+            Some(parked) => RECORD_TTL.max(Duration::from_millis(parked.left_ms)),
+            None if self.is_given_up() && was.is_none() => NEVER_WAS_TTL,
+            None => RECORD_TTL,
+        }
     }
 
     pub(super) fn known(&self) -> Known {

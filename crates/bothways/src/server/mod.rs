@@ -576,10 +576,10 @@ impl Server {
     /// As [`Self::kick`], at every node of the cluster; each answers how many sessions ended. A server that has not joined
     /// one answers for itself alone, as node 0. Dropping the future leaves it open which nodes have done so.
     ///
-    /// [`Target::session`] ends its session also where it waits in the store, or where the lease of its node has ended: it
-    /// counts as one of this node's, and its client hears that nobody knows it. If the register does not say whether there is
-    /// such a session, this node is among the silent ones, as [`EngineDown`](crate::session::UnreachedWhy::EngineDown).
-    /// Another target means the sessions at nodes: one that waits in the store it does not end.
+    /// Sessions that wait in the store end too: each counts as one of this node's, and its client hears that nobody knows it.
+    /// With [`Target::session`] so does one whose node has lost its lease. If the register does not say which there are, or
+    /// they take more than 30 s, this node is among the silent ones, as
+    /// [`EngineDown`](crate::session::UnreachedWhy::EngineDown). [`Target::subscribers_of`] means the sessions at nodes only.
     ///
     /// # Errors
     /// As [`Self::sessions`].

@@ -11,6 +11,10 @@ use std::{
 pub struct SessionId(pub(super) u128);
 
 impl SessionId {
+    /// None has it: all others are behind it.
+    #[cfg(feature = "cluster")]
+    pub(crate) const FIRST: Self = Self(0);
+
     /// That of a session that begins now.
     ///
     /// Who began one after another lie beside each other in memory, mostly. So a list that is sorted by number is walked

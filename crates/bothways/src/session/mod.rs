@@ -163,6 +163,7 @@ pub(crate) use self::{
     hub::{Arrived, SharedHistories, SharedMessage, SharedPage, Step, ToShare},
     ledger::EntryImage,
     receipt::Storing,
+    target::InStore,
     travel::{Address, Departed, Relay, SessionImage, hash_of},
 };
 use self::{claims::Listed, endings::Last};

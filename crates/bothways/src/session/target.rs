@@ -38,6 +38,15 @@ pub(super) enum Who {
     Everyone,
 }
 
+/// See [`Target::in_store`].
+#[cfg(feature = "cluster")]
+pub(crate) enum InStore<'a> {
+    Session(SessionId),
+    Users(&'a [String]),
+    Any,
+    Nothing,
+}
+
 impl Target {
     fn new(who: Who) -> Self {
         Self { who, except: Vec::new(), labels: Vec::new() }
@@ -116,12 +125,15 @@ impl Target {
         named && !self.except.contains(&id) && self.labels.iter().all(has)
     }
 
-    /// The only session that is meant, if it is named.
+    /// Which sessions it can mean of those that are at no node.
     #[cfg(feature = "cluster")]
-    pub(crate) fn only_session(&self) -> Option<super::SessionId> {
+    pub(crate) fn in_store(&self) -> InStore<'_> {
         match &self.who {
-            Who::Session(id) => Some(*id),
-            _ => None,
+            Who::Session(id) => InStore::Session(*id),
+            Who::Users(names) => InStore::Users(names),
+            Who::Everyone => InStore::Any,
+            // What they subscribe to is in their images only.
+            Who::SubscribersOf(_) | Who::Connection(_) => InStore::Nothing,
         }
     }
 

@@ -317,6 +317,7 @@ async fn logs_are_listed_by_kind_and_name(bed: StoreBed) {
 async fn a_cursor_goes_forward_only(bed: StoreBed) {
     let (one, other, log) = (bed.node(), bed.node(), Log::Mailbox("ann".to_owned()));
     let (of_bob, keep) = (Log::Mailbox("bob".to_owned()), SOON * 12);
+    let of_others = [Log::Dead("ann".to_owned()), Log::ParkedOf("ann".to_owned())];
     let at = |sequence| Place { epoch: 7, sequence };
     let name = || "phone".to_owned();
     assert_eq!(one.cursor(log.clone(), name()).await, Ok(None));
@@ -335,9 +336,16 @@ async fn a_cursor_goes_forward_only(bed: StoreBed) {
     assert_eq!(one.advance(log.clone(), laptop.clone(), none, keep).await, Ok(none), "it begins");
     assert_eq!(one.advance(log.clone(), laptop.clone(), at(2), keep).await, Ok(at(2)));
     assert_eq!(one.advance(of_bob.clone(), name(), at(1), keep).await, Ok(at(1)));
+    for of in &of_others {
+        assert_eq!(one.cursors(of.clone()).await, Ok(Vec::new()), "{of}: it has none of its own");
+        assert_eq!(one.advance(of.clone(), name(), at(4), keep).await, Ok(at(4)));
+    }
     let mut all = other.cursors(log.clone()).await.expect("the store works");
     all.sort();
     assert_eq!(all, [(laptop, at(2)), (name(), anew)]);
+    for of in of_others {
+        assert_eq!(other.cursors(of.clone()).await, Ok(vec![(name(), at(4))]), "{of}");
+    }
     let long = "x".repeat(READER_BYTES_MAX);
     assert_eq!(one.advance(log.clone(), long.clone(), at(1), keep).await, Ok(at(1)));
     assert!(one.advance(log, long + "x", at(1), keep).await.is_err(), "such a name is too long");

@@ -194,7 +194,7 @@ fn a_rolling_restart_loses_nothing() {
 }
 
 /// Why this client has lost its session, which it hears.
-async fn why_lost(events: &mut ConnectionEvents) -> SessionLost {
+pub(crate) async fn why_lost(events: &mut ConnectionEvents) -> SessionLost {
     let lost = async {
         loop {
             if let Some(ConnectionEvent::SessionLost { why, .. }) = events.next().await {
