@@ -9,7 +9,7 @@ const into = new URL("../crates/http/admin/client.js", import.meta.url);
 
 export async function adminClient() {
   // The page calls, and nothing else.
-  const stdin = { contents: 'export { Bothways, followPage } from "./src/json.ts"', resolveDir: root, loader: "ts" };
+  const stdin = { contents: 'export { Bothways, followPage, heedGoodbye } from "./src/json.ts"', resolveDir: root, loader: "ts" };
   const { code } = await bundle({ stdin, platform: "neutral", format: "esm" });
   return `// The client of js/, JSON only, as \`npm run admin\` builds it. Do not edit.\n${code}\n`;
 }

@@ -1,5 +1,5 @@
 // Shows what a server pushes. Whatever comes from the server is text, and never markup.
-import { Bothways } from "../src/index.js";
+import { Bothways, everything } from "../src/index.js";
 
 /** Pushes that are shown. */
 const SHOWN_MAX = 200;
@@ -28,7 +28,7 @@ function show(name: string, text: string) {
 
 async function connect() {
   bw?.close();
-  const own = (bw = new Bothways(byId("address").value, { token: byId("token").value, reconnect: "always" }));
+  const own = (bw = everything(new Bothways(byId("address").value, { token: byId("token").value, reconnect: "always" })));
   own.on("state", (state) => {
     if (own != bw) return;
     byId("state").textContent = state.name;

@@ -1,9 +1,10 @@
 /** The server's calls: which handlers there are, which calls run, and what those that ran answered. */
 
-import { checkReserved, timer, type Core } from "./client.js";
-import { CONTROL, type Conn } from "./conn.js";
-import { BothwaysError, isKind, textOf } from "./error.js";
-import { EMPTY, MSGPACK_TYPE, type Frame, type Meta } from "./frame.js";
+import { checkReserved, type Core } from "./client.js";
+import { CONTROL, timer, type Conn } from "./conn.js";
+import { BothwaysError, textOf } from "./error.js";
+import { broken, EMPTY, RESPONSE, type Frame, type Meta, type Said } from "./frame.js";
+import { listen } from "./listeners.js";
 import { parseOffset } from "./session.js";
 import type { CallHandler } from "./types.js";
 
@@ -12,8 +13,8 @@ const RESULTS_MAX = 1024;
 /** Bytes of their replies. Of older ones only that they have run is known. */
 const RESULT_BYTES_MAX = 4 << 20;
 const ID_LENGTH_MAX = 64;
-/** Most bytes of the names of the methods that the server may call. */
-const METHODS_BYTES_MAX = 4096;
+/** Most bytes of the names of the methods that the server may call, but for the framework's. */
+const METHODS_BYTES_MAX = 4000;
 /** Calls on one connection that wait for their answers, repetitions among them. */
 const WAITING_MAX = 1024;
 
@@ -23,12 +24,15 @@ interface Answer {
   payload_: Uint8Array;
 }
 
+/** Kinds of errors that a client may answer with: any other is the application's. */
+const KINDS = /^(overl|unauth|not_f|shut|bad|int|time)/;
+
 const failed = (text: string, code?: string): Answer => ({
-  meta_: { __rpcx_error__: text, ...(isKind(code) && { "_bw.err": code }) },
+  meta_: { __rpcx_error__: text, ...(code && { "_bw.err": code }) },
   payload_: EMPTY,
 });
 
-const givenUp = () => failed("the call was given up, and does not run again", "timeout");
+const givenUp = () => failed("given up", "timeout");
 
 /** A call that runs, or has run. */
 export class Run {
@@ -46,7 +50,7 @@ export class Run {
   }
 
   giveUp_() {
-    this.controller_.abort(new BothwaysError("timeout", "nobody waits for the reply any more"));
+    this.controller_.abort(new BothwaysError("timeout", "given up"));
   }
 }
 
@@ -54,54 +58,61 @@ export class Run {
  * Answers the server's calls to these methods with what the functions return or resolve to. What one throws is the
  * error of the call. Before `connect()`: the server is told the names when it is greeted.
  */
-export function handle(client: Core, path: string, methods: Record<string, CallHandler>): void {
-  checkReserved(path);
-  const isTold = !/idle|closed/.test(client.state.name);
-  for (const method in methods) {
-    const name = `${path}.${method}`;
-    if (isTold && !client.answers_?.announced_.has(name)) {
-      throw new TypeError(`${name} must be handled before connect(): the server was told which methods there are`);
-    }
-    answersOf(client).handlers_.set(name, methods[method]!);
-  }
-}
+export const handle = (client: Core, path: string, methods: Record<string, CallHandler>): void =>
+  answersOf(client).handle_(path, methods);
 
 export const answersOf = (client: Core): Answers => (client.answers_ ??= new Answers(client));
 
 export class Answers {
-  handlers_ = new Map<string, CallHandler>();
+  private handlers_ = new Map<string, CallHandler>();
   /** Those that the server was told. */
-  announced_ = new Set<string>();
+  private announced_?: Set<string>;
   /** By the id that the server gave them, the oldest first. */
   private known_ = new Map<string, Run>();
   private bytes_ = 0;
   private running_ = 0;
 
-  constructor(private client_: Core) {}
-
-  /** The methods that the server may call; presence, which is MessagePack, is one of them. Too many are not named: then it
-   * may call any. */
-  methods_(): Meta {
-    const { topics_, control_ } = this.client_;
-    const presence = topics_ && control_.type == MSGPACK_TYPE ? [CONTROL + ".Presence"] : [];
-    const names = [...this.handlers_.keys(), ...presence].join();
-    return names.length > METHODS_BYTES_MAX ? {} : { "_bw.fns": names };
+  constructor(private client_: Core) {
+    const { listeners_: all } = client_;
+    listen(all, "_hello", (hello: Meta) => {
+      const names = [...this.handlers_.keys()].join();
+      hello["_bw.caps"] += ",calls";
+      hello["_bw.fns"] = names;
+      // Where too many are not named, the server may call any.
+      if (names.length > METHODS_BYTES_MAX) delete hello["_bw.fns"];
+    });
+    client_.on("state", ({ name }) => {
+      if (name == "connecting") this.announced_ = new Set(this.handlers_.keys());
+    });
+    listen(all, CONTROL + "\nCancel", (conn: Conn, { seq, id }: Said) => this.giveUp_(conn, seq, id));
+    // Nobody can be answered any more, except for calls that may come again.
+    listen(all, "_over", ({ runs_ }: Conn) => {
+      for (const run of runs_.values()) if (!run.id_) run.giveUp_();
+      runs_.clear();
+    });
   }
 
-  announce_() {
-    this.announced_ = new Set(this.handlers_.keys());
+  handle_(path: string, methods: Record<string, CallHandler>) {
+    checkReserved(path);
+    for (const method in methods) {
+      const name = `${path}.${method}`;
+      if (this.client_.isOn_() && !this.announced_?.has(name)) throw new TypeError(`${name} must be handled before connect()`);
+      this.handlers_.set(name, methods[method]!);
+    }
   }
 
   called_(conn: Conn, frame: Frame): void {
     const { path_, method_, seq_, said_: { id } } = frame;
+    // The server was not told that there are any.
+    if (!this.announced_) throw broken();
     const isKept = !!id && id.length <= ID_LENGTH_MAX;
-    const tooMany = () => this.reply_(conn, frame, failed("too many calls run on this client", "overloaded"));
+    const tooMany = () => this.reply_(conn, frame, failed("too many calls", "overloaded"));
     let run = isKept ? this.known_.get(id) : undefined;
     // Repetitions wait for one run, and each has its place.
     if (conn.runs_.size >= WAITING_MAX) return tooMany();
     if (!run) {
       const handler = this.handlers_.get(`${path_}.${method_}`);
-      if (!handler) return this.reply_(conn, frame, failed(`this client has no ${path_}.${method_}`, "not_found"));
+      if (!handler) return this.reply_(conn, frame, failed(`no ${path_}.${method_}`, "not_found"));
       if (this.running_ >= this.client_.settings_.handlersMax) return tooMany();
       run = new Run(isKept ? id : undefined);
       if (isKept) this.known_.set(id, run);
@@ -115,9 +126,9 @@ export class Answers {
   }
 
   private async begin_(run: Run, frame: Frame, handler: CallHandler) {
-    const time = Number(frame.said_.ServerTimeout);
-    const late = time > 0 ? timer(() => run.giveUp_(), time) : undefined;
-    const made = this.run_(frame, handler, run.controller_.signal, time > 0 ? Date.now() + time : undefined);
+    const time = Number(frame.said_.ServerTimeout) || Infinity;
+    const late = time < Infinity ? timer(time, () => run.giveUp_()) : undefined;
+    const made = this.run_(frame, handler, run.controller_.signal, time);
     run.answer_ = Promise.race([made, run.answer_]);
     // It takes its place until it has really ended.
     this.running_++;
@@ -128,23 +139,23 @@ export class Answers {
     this.over_(run, payload_.length);
   }
 
-  private async run_(frame: Frame, handler: CallHandler, signal: AbortSignal, deadline?: number): Promise<Answer> {
+  private async run_(frame: Frame, handler: CallHandler, signal: AbortSignal, time: number): Promise<Answer> {
     const { path_: path, method_: method, type_: type, meta_: meta } = frame;
     const codec = this.client_.codec_(type);
     let args: unknown;
     try {
-      if (!codec) throw new TypeError(`this client has no codec ${type}`);
+      if (!codec) throw new TypeError(`no codec ${type}`);
       args = this.client_.decode_(frame);
     } catch (error) {
       return failed(textOf(error), "bad_arguments");
     }
 
     try {
-      const value = await handler(args, { path, method, meta, signal, ...(deadline && { deadline }) });
+      const value = await handler(args, { path, method, meta, signal, ...(time < Infinity && { deadline: Date.now() + time }) });
       return { meta_: {}, payload_: codec.encode(value) };
     } catch (error) {
       const { code, appCode } = Object(error) as BothwaysError;
-      const answer = failed(textOf(error), error instanceof BothwaysError ? code : undefined);
+      const answer = failed(textOf(error), error instanceof BothwaysError && KINDS.test(code) ? code : "");
       if (typeof appCode == "string") answer.meta_["_bw.app"] = appCode.slice(0, 64);
       return answer;
     }
@@ -166,18 +177,17 @@ export class Answers {
     }
   }
 
-  private reply_(conn: Conn, frame: Frame, { meta_, payload_ }: Answer) {
-    const send = (meta: Meta, payload: Uint8Array) => conn.reply_(frame, meta.__rpcx_error__ === undefined ? 0 : 1, frame.type_, meta, payload);
+  private reply_(conn: Conn, { type_, seq_, path_, method_ }: Frame, answer: Answer) {
+    const send = ({ meta_, payload_ }: Answer) => {
+      const flags = RESPONSE | Number(meta_.__rpcx_error__ !== undefined);
+      conn.put_(flags, type_, seq_, path_, method_, meta_, payload_);
+    };
     if (!conn.isUp_) return;
     try {
-      send(meta_, payload_);
+      send(answer);
     } catch (error) {
       // Larger than one side takes. A server that takes not even that is of no use.
-      try {
-        send(failed(textOf(error), "internal").meta_, EMPTY);
-      } catch {
-        conn.end_(error as BothwaysError);
-      }
+      conn.try_(() => send(failed(textOf(error), "internal")));
     }
   }
 
@@ -195,11 +205,5 @@ export class Answers {
     this.known_.set(id, never);
     never.giveUp_();
     this.over_(never, 0);
-  }
-
-  /** Nobody can be answered any more, except for calls that may come again. */
-  lost_({ runs_ }: Conn) {
-    for (const run of runs_.values()) if (!run.id_) run.giveUp_();
-    runs_.clear();
   }
 }

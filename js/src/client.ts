@@ -2,8 +2,8 @@
 
 import type { Answers } from "./answers.js";
 import type { Codec } from "./codec.js";
-import { Conn, now } from "./conn.js";
-import { BothwaysError, errorOf, textOf, tooMuch } from "./error.js";
+import { Conn, CONTROL, now, timer } from "./conn.js";
+import { as, BothwaysError, errorOf, tooMuch, type ErrorCode } from "./error.js";
 import { isFailed, isPacked, OFFSET_MASK, ONEWAY, PUSH_BIT, type Frame, type Meta, type Said } from "./frame.js";
 import { listen, type Listeners } from "./listeners.js";
 import { Pushes, type Entry } from "./pushes.js";
@@ -22,16 +22,8 @@ const DOUBLINGS_MAX = 20;
 const WANTED_DOUBLINGS = 4;
 /** The longest wait that a server may ask for: an hour. */
 const AFTER_MAX = 3_600_000;
-/** What a timer takes. */
-const TIMER_MAX = 2 ** 31 - 1;
 /** Reported errors are so far apart. */
 const CALM = 1000;
-
-/** A page whose session the next page of its tab has taken is about to be left: it waits so long before it begins another. */
-const TAKEN_WAIT = 10_000;
-
-const GOODBYE = "the server said goodbye: ";
-const CAPABILITIES = "cancel,goodbye,ping,sessions,outcomes";
 
 const DEFAULTS = {
   timeout: 30_000,
@@ -63,39 +55,30 @@ export interface Parts {
 
 /** A call or a oneway request on its way. */
 export interface Request {
-  path_: string;
-  method_: string;
-  meta_: Meta;
-  type_: number;
-  payload_: Uint8Array;
-  isOneway_: boolean;
-  /** When it is given up, as {@link now} counts. */
-  until_: number;
-  timer_?: ReturnType<typeof setTimeout>;
-  conn_?: Conn;
-  seq_?: bigint;
-  /** Its token was refused before. */
-  again_?: boolean;
+  /** Sends it, or has it wait for the connection. */
+  go_(): void;
   /** Once: later calls do nothing. */
   settle_(error: unknown, frame?: Frame | true): void;
+  /** Its token was refused before. */
+  again_?: boolean;
 }
-
-/** Runs later; a time as a timer takes it. */
-export const timer = (run: () => void, ms: number): ReturnType<typeof setTimeout> => setTimeout(run, Math.min(ms, TIMER_MAX));
 
 /** Throws for what belongs to the framework. Operators' tools may call `_bothways.Admin`: the server checks their token. */
 export function checkReserved(path: string, meta?: Meta) {
   const wrong = [path, ...Object.keys(meta ?? {})].find((name) => /^(_bw\.|__|_bothways($|\.(?!Admin$)))/.test(name));
-  if (wrong) throw new TypeError(`"${wrong}" belongs to the framework`);
+  if (wrong) throw new TypeError(`"${wrong}" is reserved`);
 }
-
-/** A code of a Goodbye after which a client stays away. */
-const isForGood = (code: string | undefined) => /^(kicked|expired|revoked)$/.test(code!);
 
 /**
  * A client of one server: what every entry of this package has. It connects with {@link connect} and comes back by itself
  * until it is closed. What else it can do is in modules of their own, which an application need not load: `handle`,
- * `subscribe`, `keepSession`, `followPage`.
+ * `subscribe`, `keepSession`, `followPage`, `heedGoodbye`. They hear what happens as the application does, and beside that
+ * - `_hello`: a Hello is about to be sent, with these pairs and those of the session;
+ * - `_save`: the session is not what it was;
+ * - `_came`, `_done`: a push is about to wait for the application; it has ended, for this reason if it failed;
+ * - `_over`: a connection is;
+ * - `_failed`: a call, with this error for these reasons;
+ * - `_bothways`, a line break and a method: the server says that on this connection.
  */
 export class Core {
   /** @internal */
@@ -103,40 +86,34 @@ export class Core {
   /** @internal That of the framework's own calls. */
   control_: Codec;
   private codecs_: Codec[];
-  private dial_: Dial;
+  /** @internal */
+  dial_: Dial;
   private state_: State = { name: "idle" };
   /** @internal */
   session_ = new Session();
   /** @internal Of events by their names, and of pushes by path and method. */
   listeners_: Listeners = new Map();
-  private pushes_ = new Pushes(this);
+  /** @internal */
+  pushes_ = new Pushes(this);
 
   /** @internal What was added to it. */
-  topics_?: Topics;
-  /** @internal */
   answers_?: Answers;
   /** @internal */
-  store_?: Store;
-  /** @internal Begins to follow the page, and returns what ends that. */
-  follow_?: () => () => void;
-  private unfollow_?: () => void;
-  /** @internal Hears where else its server says that it may go, and says where the next try goes. */
-  named_?(others: string | undefined): void;
+  topics_?: Topics;
   /** @internal */
-  where_?(): string;
-  /** @internal It tries an address that its server named: only its own decides whether it is refused, and how long it waits. */
-  isAway_?: boolean;
-  /** @internal Looks at the keys of a push; true if it is dealt with. */
-  keyed_?(pushes: Pushes, entry: Entry, said: Said): boolean;
-  /** @internal Gives an error its value. */
-  detail_?(error: BothwaysError, packed: string): void;
+  store_?: Store;
+  /** @internal Another address than its own, for the next try. Only its own decides whether it is refused, and how long it
+   * waits. */
+  other_?: string;
+  /** @internal A call may have been the last one of a connection that its server is about to end. */
+  spare_?(conn: Conn): void;
+  /** @internal A call failed: true if it is sent again. */
+  renew_?(conn: Conn, request: Request, error: BothwaysError): boolean;
 
-  /** @internal The newest connection; up or still being greeted. */
+  /** @internal The newest connection; up or still being made. */
   conn_?: Conn;
   /** The connection on which the server last said which session this is. */
   private sessionConn_?: Conn;
-  /** The one before, while it still brings replies although its server is about to end it. */
-  private former_?: Conn;
   private waiting_ = new Set<Request>();
   private waitingBytes_ = 0;
 
@@ -144,18 +121,16 @@ export class Core {
   private first_?: Promise<void>;
   private ok_!: () => void;
   private no_!: (error: unknown) => void;
-  private hasStood_ = false;
-  private round_ = 0;
-  private failures_ = 0;
-  private hasRenewed_ = false;
+  /** @internal It was connected since then. */
+  hasStood_?: boolean;
+  private failures_!: number;
+  private hasRenewed_?: boolean;
   private retry_?: ReturnType<typeof setTimeout>;
-  private retryAt_ = 0;
+  private retryAt_!: number;
   /** @internal The server wants no try before that. */
-  notBefore_ = 0;
+  notBefore_!: number;
   private ackTimer_?: ReturnType<typeof setTimeout>;
-  private ackDue_ = 0;
-  /** @internal The page sleeps: no connection is made. */
-  isPaused_ = false;
+  private ackDue_!: number;
   private reported_ = -CALM;
 
   constructor(/** @internal */ readonly address_: string, options: Options, parts: Parts) {
@@ -164,10 +139,9 @@ export class Core {
       const given = options[name as keyof Options];
       if (given !== undefined) (this.settings_ as Record<string, unknown>)[name] = given;
     }
-    const { codec, dial } = this.settings_;
     this.control_ = parts.codecs[0]!;
-    this.codecs_ = codec ? [codec, ...parts.codecs] : parts.codecs;
-    this.dial_ = dial ?? parts.dial;
+    this.codecs_ = [this.settings_.codec ?? this.control_, ...parts.codecs];
+    this.dial_ = this.settings_.dial ?? parts.dial;
   }
 
   /** What the client does now. Changes are told by `on("state", …)`. */
@@ -186,18 +160,19 @@ export class Core {
   }
 
   /** @internal What a listener throws is reported and hurts nobody else. */
-  emit_(listeners: Listeners, name: string, event: unknown) {
+  emit_(listeners: Listeners, name: string, ...event: unknown[]) {
     for (const listener of listeners.get(name) ?? []) {
       try {
-        listener(event);
+        listener(...event);
       } catch (error) {
         this.report_(error, `a listener of "${name}"`);
       }
     }
   }
 
-  private tell_<N extends keyof Events>(name: N, event: Events[N]) {
-    this.emit_(this.listeners_, name, event);
+  /** @internal */
+  tell_(name: string, ...event: unknown[]) {
+    this.emit_(this.listeners_, name, ...event);
   }
 
   /**
@@ -208,12 +183,10 @@ export class Core {
     if (this.first_ && this.isOn_()) return this.first_;
     const first = (this.first_ = new Promise((ok, no) => ([this.ok_, this.no_] = [ok, no])));
     first.catch(() => {});
-    this.hasStood_ = this.isPaused_ = this.hasRenewed_ = false;
+    this.hasStood_ = this.hasRenewed_ = false;
     this.failures_ = this.notBefore_ = 0;
-    this.answers_?.announce_();
-    this.unfollow_ = this.follow_?.();
     this.enter_({ name: "connecting" });
-    void this.attempt_();
+    this.attempt_();
     return first;
   }
 
@@ -222,7 +195,7 @@ export class Core {
    * `closed`. Handled pushes are acknowledged before that.
    */
   close(): void {
-    this.goAway_("closed", "the client was closed");
+    this.goAway_("closed", "closed");
   }
 
   /** Calls a method of the server. Rejects with a {@link BothwaysError}, or with the reason of its signal. */
@@ -234,17 +207,13 @@ export class Core {
   async request<T = unknown>(path: string, method: string, args?: unknown, options: CallOptions = {}): Promise<Reply<T>> {
     checkReserved(path, options.meta);
     const frame = await this.send_(path, method, args, options);
-    try {
-      return { value: this.decode_(frame) as T, meta: frame.meta_ };
-    } catch (error) {
-      throw new BothwaysError("decode", `the reply of ${path}.${method}: ${textOf(error)}`, { cause: error });
-    }
+    return as("decode", () => ({ value: this.decode_(frame) as T, meta: frame.meta_ }));
   }
 
   /** Sends a request that wants no reply: at most once. Resolves when it is on its way. */
   async oneway(path: string, method: string, args?: unknown, options: OnewayOptions = {}): Promise<void> {
     checkReserved(path, options.meta);
-    await this.send_(path, method, args, options, true);
+    await this.send_(path, method, args, options, ONEWAY);
   }
 
   /**
@@ -257,101 +226,83 @@ export class Core {
 
   // ---- The link -----------------------------------------------------------------------------------------------------
 
-  private enter_(state: State) {
+  /** @internal */
+  enter_(state: State) {
     this.state_ = state;
     this.tell_("state", state);
   }
 
-  /** True from `connect()` until it is closed. */
-  private isOn_(): boolean {
+  /** @internal True from `connect()` until it is closed. */
+  isOn_(): boolean {
     return !/idle|closed/.test(this.state_.name);
   }
 
-  private async attempt_(): Promise<void> {
-    const round = ++this.round_;
-    const { token: ask, connectTimeout, frameBytesMax, device } = this.settings_;
-    const fail = (error: unknown) => {
-      if (round == this.round_) this.down_(new BothwaysError("lost", "there is no token: " + textOf(error), { cause: error }));
-    };
-    this.plan_(connectTimeout, () => fail("none in time"));
-    let token: string | undefined;
-    try {
-      token = typeof ask == "function" ? await ask() : ask;
-    } catch (error) {
-      return fail(error);
-    }
-    if (round != this.round_) return;
+  /** @internal */
+  attempt_() {
     this.plan_();
+    this.conn_ = new Conn(this);
+    void this.conn_.open_();
+  }
 
-    // As late as it can be: the page before this one may still acknowledge.
-    if (!this.hasStood_) this.store_?.restore_();
+  /** @internal Says in a Hello who this client was. */
+  greet_(hello: Meta) {
     // What an earlier connection still brings does not count from here on: if it is new, it comes again.
     this.sessionConn_ = undefined;
-    const hello = {
-      "_bw.v": "1",
-      "_bw.caps": (this.answers_ ? "calls," : "") + CAPABILITIES,
-      "_bw.max": `${frameBytesMax}`,
-      ...(device && { "_bw.dev": device }),
-      ...(this.answers_?.methods_() ?? { "_bw.fns": "" }),
-      ...this.session_.hello_(),
-    };
-    this.store_?.save_();
-    const conn = (this.conn_ = new Conn(token ? { __AUTH: `${token}` } : {}, this.settings_, this));
-    conn.open_(this.where_?.() ?? this.address_, this.dial_, hello);
+    this.tell_("_hello", hello);
+    Object.assign(hello, this.session_.hello_());
+    this.tell_("_save");
   }
 
   /** @internal */
   welcomed_(conn: Conn, said?: Said): void {
     this.hasRenewed_ = false;
     this.sessionConn_ = conn;
-    const { sid, key, res, why, code, words, off } = said ?? {};
+    const { sid = "", key, res, why, code, words, off } = said ?? {};
     const had = this.session_.sid_;
     const resumed = !!(had && key && res);
     if (resumed) this.session_.resume_();
     else this.session_ = new Session(parseOffset(off));
-    if (key) [this.session_.sid_, this.session_.key_] = [sid ?? "", key];
+    if (key) [this.session_.sid_, this.session_.key_] = [sid, key];
     this.session_.outcomes_ = conn.can_("outcomes");
 
     if (had && !resumed) {
       const lost = said ? why || "unknown" : "plain";
       this.tell_("session", { lost });
-      // It was sent away while it was away: it does not begin another session.
-      if (lost == "kicked" || (code == lost && isForGood(code))) return this.goAway_(lost, words);
+      // It was sent away while it was away: it does not begin another session. With this reason `code` is one of those.
+      if (lost == "kicked" || code == lost) return this.goAway_(lost, words ?? lost);
     }
     // A listener may have closed the client.
     if (conn != this.conn_) return;
 
-    this.store_?.save_();
+    this.tell_("_save");
     this.hasStood_ = true;
     this.enter_({ name: "connected", resumed });
     this.ok_();
-    if (conn != this.conn_) return;
-    this.topics_?.begin_(resumed);
-    for (const request of [...this.waiting_]) this.dispatch_(request);
+    for (const request of [...this.waiting_]) request.go_();
     this.ackSoon_();
   }
 
   /** @internal */
   ended_(conn: Conn, error: BothwaysError): void {
-    this.answers_?.lost_(conn);
+    this.tell_("_over", conn);
     if (conn == this.sessionConn_) this.sessionConn_ = undefined;
     if (conn != this.conn_) return;
 
     this.conn_ = undefined;
     const { code, retryAfter } = error;
     // Whatever happens elsewhere, the client goes on.
-    if (this.isAway_) return this.down_(error, 1);
-    if (!/^(unauthenticated|not_connected)$/.test(code)) return this.down_(error, retryAfter, conn);
-    // The token may just have run out.
-    if (code == "not_connected" || typeof this.settings_.token != "function" || this.hasRenewed_) return this.finish_(error, code);
-    this.hasRenewed_ = true;
-    void this.attempt_();
+    if (this.other_) this.down_(error, 1);
+    else if (code == "unauthenticated" && typeof this.settings_.token == "function" && !this.hasRenewed_) {
+      // The token may just have run out.
+      this.hasRenewed_ = true;
+      this.attempt_();
+    } else if (/^(unauth|not_c)/.test(code)) this.finish_(error, code);
+    else this.down_(error, retryAfter, conn);
   }
 
-  /** There is no connection: the next try is planned. */
-  private down_(error: BothwaysError, after = 0, conn?: Conn) {
+  /** @internal There is no connection: the next try is planned. */
+  down_(error: BothwaysError, after = 0, conn?: Conn) {
     const { reconnect, backoffBase, backoffMax } = this.settings_;
-    this.round_++;
     if (now() - conn?.upSince_! >= LIVED) this.failures_ = 0;
     if (reconnect == "never" || (reconnect == "lost" && !this.hasStood_ && !after)) return this.finish_(error, error.code);
 
@@ -363,11 +314,11 @@ export class Core {
     this.enter_({ name: "reconnecting", in: wait, why: error });
   }
 
-  /** @internal The next try is in so many milliseconds, or something else; without a number, nothing is planned. */
-  plan_(wait?: number, late?: () => void) {
+  /** @internal The next try is in so many milliseconds; without a number, none is planned. */
+  plan_(wait?: number) {
     clearTimeout(this.retry_);
-    this.retryAt_ = late ? 0 : now() + wait!;
-    if (wait! >= 0 && !this.isPaused_) this.retry_ = timer(late ?? (() => void this.attempt_()), wait!);
+    this.retryAt_ = now() + wait!;
+    if (wait! >= 0) this.retry_ = timer(wait!, () => this.attempt_());
   }
 
   /** @internal Something waits for the connection, or the network is back: the next try is not later than this. */
@@ -379,79 +330,38 @@ export class Core {
   /** It is over, until the application connects again. */
   private finish_(error: BothwaysError, code: string) {
     if (!this.isOn_()) return;
-    this.round_++;
     this.plan_();
-    clearTimeout(this.ackTimer_);
-    this.unfollow_?.();
-
-    const { conn_, former_ } = this;
-    this.conn_ = this.sessionConn_ = this.ackTimer_ = undefined;
+    const { conn_ } = this;
+    this.conn_ = this.sessionConn_ = undefined;
     this.enter_({ name: "closed", code, why: error });
     const closed = new BothwaysError("closed", error.message, { cause: error });
     conn_?.end_(closed);
-    former_?.end_(closed);
     for (const request of this.waiting_) request.settle_(closed);
-    this.topics_?.close_(closed);
     this.no_(error);
-  }
-
-  /** The server is about to end this connection: the next one is made, and this one still brings replies. */
-  private detach_(conn: Conn) {
-    this.ackNow_();
-    this.conn_ = undefined;
-    this.former_?.end_(farewell());
-    this.former_ = conn;
-    this.spare_(conn);
-  }
-
-  /** A connection that its server is about to end is of no use without calls. */
-  private spare_(conn: Conn) {
-    if (conn != this.conn_ && !conn.calls_.size) conn.end_(farewell());
-  }
-
-  private goodbye_(conn: Conn, { code, why: text, after, alt }: Said) {
-    if (conn != this.conn_) return;
-    if (isForGood(code)) return this.goAway_(code!, text);
-    this.named_?.(alt);
-    const why = new BothwaysError("closed", text || GOODBYE + code);
-    this.detach_(conn);
-    // Another page has taken it over: two that take it from each other would go on so for ever, and this one begins anew.
-    if (code == "moved" || code == "ended") {
-      this.forget_();
-      this.tell_("session", { lost: code });
-      if (!this.isOn_()) return;
-    }
-    if (code == "unauthenticated") this.renew_(why);
-    else this.down_(why, Number(after) || (this.store_?.isTaken_() ? TAKEN_WAIT : 0), conn);
-  }
-
-  /** The token has run out: the next connection has another one. */
-  private renew_(why: BothwaysError) {
-    this.enter_({ name: "reconnecting", in: 0, why });
-    if (!this.conn_ && this.state_.name == "reconnecting") void this.attempt_();
   }
 
   // ---- The session --------------------------------------------------------------------------------------------------
 
-  /** For good. The server is told that nobody comes back to the session; without a connection, it keeps that for a time. */
-  private goAway_(code: string, text = GOODBYE + code) {
+  /** @internal For good. The server is told that nobody comes back to the session; without a connection, it keeps that for a
+   * time. */
+  goAway_(code: string, text: string) {
     if (this.session_.sid_) this.sessionConn_?.say_("Leave", this.session_.ack_());
     this.forget_();
     this.finish_(new BothwaysError("closed", text), code);
   }
 
-  private forget_() {
+  /** @internal */
+  forget_() {
     this.session_ = new Session();
-    this.topics_?.lost_();
-    this.store_?.save_();
+    this.tell_("_save");
   }
 
   private ackSoon_() {
-    const untold = this.session_.untold_();
-    if (!untold || !this.sessionConn_) return;
+    const untold = this.sessionConn_ && this.session_.untold_();
+    if (!untold) return;
     if (!this.ackTimer_) {
       this.ackDue_ = now() + ACK_DELAY;
-      this.ackTimer_ = timer(() => this.ackNow_(), ACK_DELAY);
+      this.ackTimer_ = timer(ACK_DELAY, () => this.ackNow_());
     }
     // Timers of hidden pages come late: what is due is sent with whatever happens next.
     if (untold >= ACK_MESSAGES || now() >= this.ackDue_) this.ackNow_();
@@ -461,48 +371,44 @@ export class Core {
   ackNow_() {
     clearTimeout(this.ackTimer_);
     this.ackTimer_ = undefined;
-    if (!this.sessionConn_ || !this.session_.sid_ || !this.session_.untold_()) return;
+    if (!this.sessionConn_ || !this.session_.untold_()) return;
     this.sessionConn_.say_("Ack", this.session_.ack_());
-    this.store_?.save_();
+    this.tell_("_save");
   }
 
   // ---- What comes ---------------------------------------------------------------------------------------------------
 
   /** @internal */
   pushed_(conn: Conn, frame: Frame): void {
-    const { said_: said, method_: method } = frame;
-    const isOurs = frame.isOurs_ && method != "Presence";
-    if (isOurs && method == "Cancel") return this.answers_?.giveUp_(conn, said.seq, said.id);
-    if (isOurs && method == "Goodbye") return this.goodbye_(conn, said);
-    if (isOurs && method == "Gap" && conn == this.sessionConn_) {
+    const { said_: said, method_: method, isOurs_, payload_ } = frame;
+    const name = `${CONTROL}\n${method}`;
+    const isSkip = isOurs_ && method == "Skip";
+    if (isOurs_ && method == "Gap" && conn == this.sessionConn_) {
       const missed = this.session_.miss_(Number(said.missed) || 0);
       this.pushes_.dropped_ += missed;
-      if (missed) {
-        this.tell_("gap", { missed });
-        this.topics_?.gap_();
-      }
+      if (missed) this.tell_("gap", { missed });
     }
-    // Of a later version: it is not for applications.
-    if (isOurs && method != "Skip") return;
+    // Who is there comes with the pushes, in their order. What is of a later version is not for applications.
+    if (isOurs_ && !isSkip && (method != "Presence" || !this.listeners_.has(name))) return this.tell_(name, conn, said);
 
     const offset = conn.isNegotiated_ && frame.seq_ & PUSH_BIT ? frame.seq_ & OFFSET_MASK : 0n;
-    if (offset) {
-      if (conn != this.sessionConn_) return;
-      if (!isOurs && this.session_.isNew_(offset) && !this.pushes_.hasRoom_(frame)) {
-        // A resume brings it again.
-        throw tooMuch();
-      }
-      if (!this.session_.receive_(offset)) return;
-    }
+    const { session_: session } = this;
+    if (offset && (conn != this.sessionConn_ || !session.receive_(offset))) return;
     // A Skip is counted, and acknowledged with that: there is nothing to handle.
-    if (isOurs) this.session_.done_(offset);
-    else this.pushes_.add_(frame, this.session_, offset);
+    if (isSkip) session.done_(offset);
+    else if (this.pushes_.hasRoom_(payload_.length)) this.pushes_.add_(frame, session, offset);
+    else if (offset) {
+      // A resume brings it again.
+      session.refuse_();
+      throw tooMuch();
+    } else this.pushes_.dropped_++;
     this.ackSoon_();
   }
 
   /** @internal */
-  done_({ session_, offset_ }: Entry, why?: Failure) {
-    session_.done_(offset_, why);
+  done_(entry: Entry, why?: Failure) {
+    this.tell_("_done", entry, why);
+    entry.session_.done_(entry.offset_, why);
     this.ackSoon_();
   }
 
@@ -521,90 +427,76 @@ export class Core {
   // ---- What is sent -------------------------------------------------------------------------------------------------
 
   /** @internal */
-  send_(path_: string, method_: string, args: unknown, options: CallOptions, isOneway_ = false): Promise<Frame> {
-    const { codec = this.codecs_[0]!, meta: meta_ = {}, signal, timeout = this.settings_.timeout } = options;
+  send_(path: string, method: string, args: unknown, options: CallOptions, flags = 0): Promise<Frame> {
+    const { callsMax, sendBytesMax, connectionWait, backoffBase } = this.settings_;
+    const { codec = this.codecs_[0]!, meta, signal, timeout = this.settings_.timeout } = options;
+    const until = now() + timeout;
     return new Promise((ok, no) => {
       signal?.throwIfAborted();
-      if (!this.first_) throw new BothwaysError("not_connected", "connect() was not called");
-      if (this.state_.name == "closed") throw new BothwaysError("closed", this.state_.why.message);
-      let payload_: Uint8Array;
-      try {
-        payload_ = codec.encode(args);
-      } catch (error) {
-        throw new BothwaysError("encode", textOf(error), { cause: error });
-      }
+      const { state_: state } = this;
+      if (state.name == "idle") throw new BothwaysError("not_connected", "connect() was not called");
+      if (state.name == "closed") throw new BothwaysError("closed", state.why.message);
+      const payload = as("encode", () => codec.encode(args));
+      let conn: Conn | undefined;
+      let seq: bigint;
+      let late: ReturnType<typeof setTimeout>;
 
-      const abort = () => request.settle_(signal!.reason);
+      const rest = () => {
+        clearTimeout(late);
+        if (this.waiting_.delete(request)) this.waitingBytes_ -= payload.length;
+      };
+      const wait = (ms: number, code: ErrorCode, what: string) => {
+        late = timer(ms, () => request.settle_(new BothwaysError(code, `no ${what} in time`)));
+      };
+      const send = (up: Conn) => {
+        const left = until - now();
+        const all = { ...meta, ...up.token_ };
+        if (!flags) all.__ServerTimeout = `${Math.max(1, Math.ceil(left))}`;
+        seq = up.request_(flags, codec.type, path, method, all, payload);
+        if (flags) return request.settle_(0, true);
+        conn = up;
+        conn.calls_.set(seq, request);
+        wait(left, "timeout", `reply of ${path}.${method}`);
+      };
       const request: Request = {
-        path_, method_, meta_, payload_, isOneway_,
-        type_: codec.type,
-        until_: now() + timeout,
+        go_: () => {
+          const up = this.conn_?.isUp_ && this.conn_;
+          rest();
+          conn = undefined;
+          try {
+            if ((up ? up.calls_ : this.waiting_).size >= callsMax) throw tooMuch();
+            if (up) return send(up);
+            if (this.waitingBytes_ + payload.length > sendBytesMax) throw tooMuch();
+            this.waiting_.add(request);
+            this.waitingBytes_ += payload.length;
+            wait(Math.min(until - now(), connectionWait), "not_connected", "connection");
+            this.hurry_(backoffBase * 2 ** WANTED_DOUBLINGS);
+          } catch (error) {
+            request.settle_(error);
+          }
+        },
         settle_: (error, frame) => {
-          clearTimeout(request.timer_);
+          rest();
           signal?.removeEventListener("abort", abort);
-          this.unwait_(request);
           if (frame) ok(frame as Frame);
           else no(error);
-          const { conn_: conn } = request;
           if (!conn) return;
-          conn.giveUp_(request.seq_!);
-          this.spare_(conn);
+          conn.giveUp_(seq);
+          this.spare_?.(conn);
         },
       };
+      const abort = () => request.settle_(signal!.reason);
       signal?.addEventListener("abort", abort);
-      this.dispatch_(request);
+      request.go_();
     });
-  }
-
-  /** Sends a request, or has it wait for the connection. */
-  private dispatch_(request: Request) {
-    const { type_, path_, method_, payload_, isOneway_ } = request;
-    const { callsMax, sendBytesMax, connectionWait, backoffBase } = this.settings_;
-    const { conn_: conn } = this;
-    const left = request.until_ - now();
-    this.unwait_(request);
-    clearTimeout(request.timer_);
-    request.conn_ = undefined;
-    try {
-      if (conn?.isUp_) {
-        if (conn.calls_.size >= callsMax) throw tooMuch();
-        const meta = isOneway_ ? request.meta_ : { ...request.meta_, __ServerTimeout: `${Math.max(1, Math.ceil(left))}` };
-        const seq = conn.request_(isOneway_ ? ONEWAY : 0, type_, path_, method_, meta, payload_);
-        if (isOneway_) return request.settle_(0, true);
-        [request.conn_, request.seq_] = [conn, seq];
-        conn.calls_.set(seq, request);
-        const late = () => new BothwaysError("timeout", `no reply of ${path_}.${method_} in time`);
-        request.timer_ = timer(() => request.settle_(late()), left);
-      } else {
-        if (this.waiting_.size >= callsMax || this.waitingBytes_ + payload_.length > sendBytesMax) throw tooMuch();
-        this.waiting_.add(request);
-        this.waitingBytes_ += payload_.length;
-        const late = () => new BothwaysError("not_connected", "no connection in time");
-        request.timer_ = timer(() => request.settle_(late()), Math.min(left, connectionWait));
-        this.hurry_(backoffBase * 2 ** WANTED_DOUBLINGS);
-      }
-    } catch (error) {
-      request.settle_(error);
-    }
-  }
-
-  private unwait_(request: Request) {
-    if (this.waiting_.delete(request)) this.waitingBytes_ -= request.payload_.length;
   }
 
   /** @internal */
   replied_(conn: Conn, request: Request, frame: Frame) {
     if (!isFailed(frame)) return request.settle_(0, frame);
     const error = errorOf(frame.said_);
-    if (error.code == "unauthenticated" && typeof this.settings_.token == "function" && !request.again_) {
-      // The token of the Hello was accepted: it has run out, and the call was not run.
-      request.again_ = true;
-      const isHere = conn == this.conn_;
-      if (isHere) this.detach_(conn);
-      this.dispatch_(request);
-      return isHere ? this.renew_(error) : this.spare_(conn);
-    }
-    this.detail_?.(error, frame.said_.detail ?? "");
+    if (this.renew_?.(conn, request, error)) return;
+    this.tell_("_failed", error, frame.said_);
     request.settle_(error);
   }
 
@@ -619,5 +511,3 @@ export class Core {
     }
   }
 }
-
-const farewell = () => new BothwaysError("lost", GOODBYE);

@@ -30,7 +30,7 @@ export const raw = (): Codec => ({
   encode: (value = EMPTY) => {
     if (typeof value == "string") return utf8(value);
     if (value instanceof Uint8Array) return value;
-    throw new TypeError("the raw codec takes bytes or a text");
+    throw new TypeError("no bytes, and no text");
   },
   decode: (bytes) => bytes,
 });

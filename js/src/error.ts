@@ -1,7 +1,7 @@
 import type { Said } from "./frame.js";
 
 /**
- * Why something failed.
+ * Why something failed. A later server may name more.
  *
  * From the server: `overloaded`, `unauthenticated`, `not_found`, `bad_arguments`, `internal`, `timeout`,
  * `shutting_down`, and `remote` for an error of its application.
@@ -27,24 +27,33 @@ export class BothwaysError extends Error {
   detailType?: string;
   /** Milliseconds after which the server wants to be asked again, if it said so. */
   retryAfter?: number;
+  /** @internal Where else the client may go. */
+  others_?: string;
 
   constructor(readonly code: ErrorCode, message: string, options?: { cause?: unknown }) {
-    super(message, options);
-    this.maybeExecuted = /^(remote|lost|decode|timeout|internal|bad)/.test(code);
+    super(message, options?.cause ? options : {});
+    // What a later server may say is as bad as it can be.
+    this.maybeExecuted = !/^(overl|unauth|not_|shut|clo|too|queue|enc|proto)/.test(code);
   }
 }
 
-/** True for a kind of errors that a server may name; what we do not know is the application's. */
-export const isKind = (kind: string | undefined): kind is ErrorCode =>
-  /^(overloaded|unauthenticated|not_found|shutting_down|bad_arguments|internal|timeout)$/.test(kind!);
-
 /** The error that a refused Hello or a failed reply is. */
-export function errorOf({ rpcx_error__: text, err, app, dt, after }: Said): BothwaysError {
-  const error = new BothwaysError(isKind(err) ? err : "remote", text || "the server says no more");
+export function errorOf({ rpcx_error__: text, err, app, dt, after, alt }: Said): BothwaysError {
+  const error = new BothwaysError((err as ErrorCode) || "remote", text || "failed");
   error.appCode = app;
   error.detailType = dt;
   error.retryAfter = Number(after) || undefined;
+  error.others_ = alt;
   return error;
+}
+
+/** Does it, and throws what that throws as an error of this kind. */
+export function as<T>(code: ErrorCode, run: () => T): T {
+  try {
+    return run();
+  } catch (error) {
+    throw error instanceof BothwaysError ? error : new BothwaysError(code, textOf(error), { cause: error });
+  }
 }
 
 /** Calls to be sent, or pushes to be handled. */

@@ -21,7 +21,7 @@ export const PUSH_BIT = 1n << 63n;
 export const OTHER_BIT = 1n << 62n;
 export const OFFSET_MASK = OTHER_BIT - 1n;
 
-/** What the framework says beside a payload: `_bw.sid` is `sid`, and `__AUTH` is `AUTH`. */
+/** What the framework says beside a payload: `_bw.sid` is `sid`, and `__rpcx_error__` is `rpcx_error__`. */
 export type Said = { [name: string]: string | undefined };
 
 export interface Frame {
@@ -87,16 +87,13 @@ export type Parts = [flags: number, type: number, seq: bigint, path: string, met
 
 /** A frame as bytes. Throws if it has more than `most` of them after its prefix, or too much metadata. */
 export function encodeFrame(most: number, ...[flags, type, seq, path, method, meta, payload]: Parts): Uint8Array {
-  const check = (what: string, count: number, most: number) => {
-    if (count > most) throw new BothwaysError("too_large", `${count} ${what}, at most ${most}`);
-  };
-  const pairs = Object.entries(meta).flat();
-  const metaBytes = join(pairs.map(utf8), 0);
-  check("pairs of metadata", pairs.length / 2, META_PAIRS_MAX);
-  check("bytes of metadata", metaBytes.length, META_BYTES_MAX);
+  const pairs = Object.entries(meta).flat().map(utf8);
+  const metaBytes = join(pairs, 0);
   const bytes = join([utf8(path), utf8(method), metaBytes, payload], PREFIX);
   const body = bytes.length - PREFIX;
-  check("bytes of a frame", body, most);
+  if (pairs.length > 2 * META_PAIRS_MAX || metaBytes.length > META_BYTES_MAX || body > most) {
+    throw new BothwaysError("too_large", `a frame of ${body} bytes, at most ${most}`);
+  }
 
   bytes[0] = 8;
   bytes[2] = flags;
@@ -113,7 +110,7 @@ function decodeFrame(bytes: Uint8Array): Frame {
   const pairs = split(metaBytes!, 2 * META_PAIRS_MAX).map(text);
   if (pairs.length % 2) throw broken();
   const meta_: Meta = Object.create(null);
-  for (let at = 0; at < pairs.length; at += 2) meta_[pairs[at]!] = pairs[at + 1]!;
+  while (pairs.length) meta_[pairs.shift()!] = pairs.shift()!;
   return {
     flags_: bytes[2]!,
     type_: bytes[3]! >> 4,
@@ -134,31 +131,26 @@ export function deframer(most: number, take: (frame: Frame) => void) {
   let held = EMPTY;
   let have = 0;
   return (chunk: Uint8Array) => {
-    if (have) {
-      const sum = have + chunk.length;
-      if (sum > held.length) {
-        const grown = new Uint8Array(2 * sum);
-        grown.set(held.subarray(0, have));
-        held = grown;
-      }
-      held.set(chunk, have);
-      chunk = held.subarray(0, sum);
+    const sum = have + chunk.length;
+    if (sum > held.length) {
+      const grown = new Uint8Array(have ? 2 * sum : sum);
+      grown.set(held.subarray(0, have));
+      held = grown;
     }
+    held.set(chunk, have);
 
-    let length: number;
-    let hasTaken = !have;
-    for (;;) {
-      if (chunk.length && chunk[0] != 8) throw broken();
-      length = chunk.length < PREFIX ? 0 : viewOf(chunk).getUint32(12);
+    let at = 0;
+    for (have = sum; have; ) {
+      const bytes = held.subarray(at, sum);
+      const length = have < PREFIX ? 0 : viewOf(bytes).getUint32(12);
+      if (bytes[0] != 8) throw broken();
       if (length > most) throw broken(`a frame of ${length} bytes, at most ${most}`);
-      length += PREFIX;
-      if (length > chunk.length) break;
-      hasTaken = true;
-      take(decodeFrame(chunk.subarray(0, length)));
-      chunk = chunk.subarray(length);
+      if (have < PREFIX + length) break;
+      take(decodeFrame(bytes.subarray(0, PREFIX + length)));
+      at += PREFIX + length;
+      have -= PREFIX + length;
     }
     // What frames were taken from is theirs: it is not written to again.
-    if (hasTaken) held = chunk.slice();
-    have = chunk.length;
+    if (at) held = held.slice(at, sum);
   };
 }

@@ -1,12 +1,13 @@
-/** A client with everything. */
+/** A client with MessagePack, calls of the server and topics. */
 
-import { answersOf, handle } from "./answers.js";
+import { answersOf } from "./answers.js";
 import { Core } from "./client.js";
 import { json, raw } from "./codec.js";
-import { dropRepeats } from "./keys.js";
+import type { BothwaysError } from "./error.js";
+import type { Said } from "./frame.js";
+import { listen } from "./listeners.js";
 import { msgpack } from "./msgpack.js";
-import { followPage } from "./page.js";
-import { subscribe, topicsOf, type Subscription } from "./topics.js";
+import { topicsOf, type Subscription } from "./topics.js";
 import type { CallHandler, Options, PushHandler, SubscribeOptions } from "./types.js";
 import type { Dial } from "./wire.js";
 
@@ -15,17 +16,12 @@ export class Client extends Core {
   constructor(address: string, options: Options, dial: Dial) {
     const codec = msgpack();
     super(address, options, { codecs: [codec, json(), raw()], dial });
-    this.detail_ = (error, packed) => {
-      try {
-        error.detail = codec.decode(Uint8Array.from(atob(packed), (char) => char.charCodeAt(0)));
-      } catch {
-        // An error whose detail cannot be read is an error all the same.
-      }
-    };
+    listen(this.listeners_, "_failed", (error: BothwaysError, { detail = "" }: Said) => {
+      // One that cannot be read is reported as what a listener throws, and the error is told without it.
+      error.detail = codec.decode(Uint8Array.from(atob(detail), (char) => char.charCodeAt(0)));
+    });
     answersOf(this);
     topicsOf(this);
-    dropRepeats(this);
-    followPage(this);
   }
 
   /**
@@ -33,7 +29,7 @@ export class Client extends Core {
    * error of the call. Before `connect()`: the server is told the names when it is greeted.
    */
   handle(path: string, methods: Record<string, CallHandler>): void {
-    handle(this, path, methods);
+    answersOf(this).handle_(path, methods);
   }
 
   /**
@@ -42,6 +38,6 @@ export class Client extends Core {
    * `connect()`.
    */
   subscribe(topic: string, handler: PushHandler, options?: SubscribeOptions): Subscription {
-    return subscribe(this, topic, handler, options);
+    return topicsOf(this).join_(topic, handler, options);
   }
 }

@@ -11,8 +11,6 @@ import type { Options } from "./types.js";
 
 export { handle } from "./answers.js";
 export { Core as Client } from "./client.js";
-export { dropRepeats } from "./keys.js";
-export { followPage } from "./page.js";
 export * from "./public.js";
 export { subscribe } from "./topics.js";
 

@@ -1,8 +1,8 @@
 /** Messages with keys: repetitions, and values of which only the newest counts. */
 
 import type { Core } from "./client.js";
-import type { Said } from "./frame.js";
-import type { Entry, Pushes } from "./pushes.js";
+import { listen } from "./listeners.js";
+import type { Entry } from "./pushes.js";
 import type { Failure } from "./session.js";
 
 /** Idempotency keys that are remembered, and the most characters of one. */
@@ -11,39 +11,42 @@ const KEY_LENGTH_MAX = 64;
 /** Repetitions of one message whose acknowledgements wait for it. More are never acknowledged. */
 const REPEATS_MAX = 256;
 
-/** A message with an idempotency key, and how many repetitions wait for its end. */
-interface Keyed {
-  ended_: Promise<Failure | undefined>;
-  repeats_: number;
-}
-
 /**
  * Gives a message whose idempotency key the application has had no second time, unless it failed; and of values with the
  * same key only the newest, where several wait. Before `connect()`.
  */
 export function dropRepeats(client: Core): void {
-  const all = new Map<string, Keyed>();
-  client.keyed_ = (pushes: Pushes, entry: Entry, { ik, lk }: Said) => {
+  /** Of each key the message that came first, how it ended if it has, and the repetitions that wait for that. */
+  const all = new Map<string, { entry_: Entry; end_?: [Failure | undefined]; repeats_: Entry[] }>();
+  const newest = new Map<string, Entry>();
+
+  listen(client.listeners_, "_came", (entry: Entry) => {
+    const { ik, lk } = entry.frame_.said_;
     const known = all.get(ik!);
     if (known) {
-      if (known.repeats_++ < REPEATS_MAX) void known.ended_.then((why) => {
-        known.repeats_--;
-        client.done_(entry, why);
-      });
-      return true;
+      entry.isTaken_ = true;
+      if (known.end_) client.done_(entry, known.end_[0]);
+      else if (known.repeats_.length < REPEATS_MAX) known.repeats_.push(entry);
+      return;
     }
     if (ik && ik.length <= KEY_LENGTH_MAX) {
-      const ended_ = new Promise<Failure | undefined>((end) => (entry.end_ = end));
-      const keyed = { ended_, repeats_: 0 };
-      all.set(ik, keyed);
+      all.set(ik, { entry_: entry, repeats_: [] });
       for (const oldest of all.keys()) if (all.size > KEYS_MAX) all.delete(oldest);
-      // One that failed may come again.
-      void ended_.then((why) => why && why != "superseded" && all.get(ik) == keyed && all.delete(ik));
     }
+    if (!lk) return;
+    const older = newest.get(lk);
+    if (older) client.pushes_.leave_(older, "superseded");
+    newest.set(lk, entry);
+  });
 
-    const older = lk && pushes.queue_.get(lk);
-    if (older) pushes.leave_(older, "superseded");
-    entry.id_ = lk || entry.id_;
-    return false;
-  };
+  listen(client.listeners_, "_done", (entry: Entry, why?: Failure) => {
+    const { ik, lk } = entry.frame_.said_;
+    if (newest.get(lk!) == entry) newest.delete(lk!);
+    const known = all.get(ik!);
+    if (known?.entry_ != entry) return;
+    // One that failed may come again.
+    if (why && why != "superseded") all.delete(ik!);
+    known.end_ = [why];
+    for (const repeat of known.repeats_.splice(0)) client.done_(repeat, why);
+  });
 }

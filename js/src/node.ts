@@ -3,6 +3,7 @@ import { connect as connectTcp, type Socket } from "node:net";
 import { connect as connectTls, type ConnectionOptions } from "node:tls";
 
 import { Client } from "./full.js";
+import { everything } from "./everything.js";
 import { followOthers } from "./others.js";
 import { webSocketDial, type Dial } from "./wire.js";
 import type { Options as BrowserOptions } from "./types.js";
@@ -90,6 +91,7 @@ export class Bothways extends Client {
   /** `address`: as rpcx's, `tcp@host:port`, `tls@host:port`, `unix@/path`, `ws@host:port`, or the URL of a WebSocket. */
   constructor(address: string, options: Options = {}) {
     super(address, options, socketDial(options));
+    everything(this);
     const { others = true } = options;
     if (others) followOthers(this, others === true ? undefined : others);
   }

@@ -2,6 +2,8 @@
 
 import type { Core } from "./client.js";
 import { now } from "./conn.js";
+import { heedGoodbye } from "./goodbye.js";
+import { listen } from "./listeners.js";
 import { urlOf } from "./wire.js";
 
 /** How many of the addresses that a server names count, and for how many milliseconds. */
@@ -21,25 +23,28 @@ const partsOf = (address: string): string[] =>
  */
 export function followOthers(client: Core, goes?: (address: string) => boolean): void {
   let others: string[] = [];
-  let turn = 0;
   let until = 0;
-  client.on("state", ({ name }) => name == "connected" && ((others = []), (client.isAway_ = false)));
-  client.named_ = (said) => {
+  let turn = 0;
+  const [, network, home, , path = ""] = partsOf(client.address_);
+  // What its server says when it stops is heard here too.
+  heedGoodbye(client);
+  client.on("state", (state) => {
+    if (state.name == "connected") others = [];
     // Two that name each other would keep the client for ever.
-    if (!said || client.isAway_) return;
-    const [, network, home, , path = ""] = partsOf(client.address_);
-    turn = 0;
-    until = now() + NAMED_TIME;
-    others = said.split(" ").slice(0, NAMED_MAX).flatMap((other) => {
-      const [, itsNetwork, host, port = ""] = partsOf(other);
-      const address = network! + host + port + path;
-      const isThere = host && itsNetwork == network && (goes ? goes(address) : host == home || host.endsWith("." + home));
-      return isThere ? [address] : [];
-    });
-  };
-  client.where_ = () => {
-    const other = now() < until ? others[turn++] : "";
-    client.isAway_ = !!other;
-    return other || ((turn = 0), client.address_);
-  };
+    if (state.name == "reconnecting" && state.why.others_ && !client.other_) {
+      turn = 0;
+      until = now() + NAMED_TIME;
+      others = state.why.others_.split(" ").slice(0, NAMED_MAX).flatMap((other) => {
+        const [, itsNetwork, host, port = ""] = partsOf(other);
+        const address = network! + host + port + path;
+        const isThere = host && itsNetwork == network && (goes ? goes(address) : host == home || host.endsWith("." + home));
+        return isThere ? [address] : [];
+      });
+    }
+    if (state.name != "reconnecting") client.other_ = undefined;
+  });
+  listen(client.listeners_, "_hello", () => {
+    client.other_ = now() < until ? others[turn++] : undefined;
+    if (!client.other_) turn = 0;
+  });
 }

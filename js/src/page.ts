@@ -13,24 +13,32 @@ const PATIENCE = 3000;
  * or the browser keeps that. Before `connect()`. Does nothing where there is no page.
  */
 export function followPage(client: Core): void {
-  client.follow_ = () => {
-    const probe = () => client.conn_?.probeNow_(PATIENCE);
+  if (!globalThis.document) return;
+  let controller: AbortController | undefined;
+  client.on("state", ({ name }) => {
+    if (name != "connecting" && name != "closed") return;
+    controller?.abort();
+    if (name == "closed") return;
+
+    let isAsleep = false;
+    const probe = () => client.conn_?.isUp_ && client.conn_.watch_(PATIENCE, 0);
     const wake = () => {
-      const wasPaused = client.isPaused_;
-      client.isPaused_ = false;
-      // Another page of this tab may have had the session meanwhile.
-      if (wasPaused) client.store_?.restore_();
-      if (wasPaused && !client.conn_) client.plan_(Math.max(0, client.notBefore_ - now()));
+      if (isAsleep) {
+        // Another page of this tab may have had the session meanwhile.
+        client.store_?.restore_();
+        client.plan_(Math.max(0, client.notBefore_ - now()));
+      }
+      isAsleep = false;
       probe();
       client.hurry_(0);
     };
-    // Nothing is received from here on, and the server need not find that out by itself.
+    // Nothing is received from here on, and the server need not find that out by itself. No connection is made either.
     const sleep = () => {
       client.ackNow_();
-      client.store_?.save_();
-      client.isPaused_ = true;
-      client.plan_();
+      client.tell_("_save");
+      isAsleep = true;
       client.conn_?.end_(new BothwaysError("lost", "the page sleeps"));
+      client.plan_();
     };
     const steps: Record<string, (event: any) => void> = {
       online: wake,
@@ -42,10 +50,9 @@ export function followPage(client: Core): void {
       // Where the page may come back, and its session with it, the session waits for it.
       pagehide: ({ persisted }) => (persisted || client.store_ ? sleep() : client.close()),
     };
-    const controller = new AbortController();
+    controller = new AbortController();
     // What is for the document passes its window on the way.
     const options = { capture: true, signal: controller.signal };
-    if (globalThis.document) for (const name in steps) addEventListener(name, steps[name]!, options);
-    return () => controller.abort();
-  };
+    for (const name in steps) addEventListener(name, steps[name]!, options);
+  });
 }

@@ -1,8 +1,12 @@
 export { json, raw, type Codec } from "./codec.js";
 export { BothwaysError, type ErrorCode } from "./error.js";
+export { everything } from "./everything.js";
 export type { Meta } from "./frame.js";
+export { heedGoodbye } from "./goodbye.js";
+export { dropRepeats } from "./keys.js";
 export { pascal } from "./names.js";
 export { followOthers } from "./others.js";
+export { followPage } from "./page.js";
 export { keepSession } from "./store.js";
 export type { Subscription } from "./topics.js";
 export type * from "./types.js";

@@ -1,6 +1,8 @@
 /** A session that outlives its page, in a storage of the browser. */
 
 import type { Core } from "./client.js";
+import { heedGoodbye } from "./goodbye.js";
+import { listen } from "./listeners.js";
 import { parseOffset, Session, type Run } from "./session.js";
 import type { SessionStorage } from "./types.js";
 
@@ -12,6 +14,8 @@ import type { SessionStorage } from "./types.js";
  */
 export function keepSession(client: Core, storage: SessionStorage, key?: string): void {
   client.store_ = new Store(client, storage, key ?? "bothways:" + client.address_);
+  // Two pages that have one session must not take it from each other.
+  heedGoodbye(client);
 }
 
 export class Store {
@@ -20,7 +24,11 @@ export class Store {
   /** What this client has put there, or taken from there, last. */
   private own_: string | null = null;
 
-  constructor(private client_: Core, private storage_: SessionStorage, private key_: string) {}
+  constructor(private client_: Core, private storage_: SessionStorage, private key_: string) {
+    listen(client_.listeners_, "_save", () => this.save_());
+    // As late as it can be: the page before this one may still acknowledge.
+    listen(client_.listeners_, "_hello", () => client_.hasStood_ || this.restore_());
+  }
 
   private try_<T>(run: () => T): T | undefined {
     try {

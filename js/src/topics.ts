@@ -3,7 +3,9 @@
 import type { Core } from "./client.js";
 import { CONTROL } from "./conn.js";
 import { BothwaysError } from "./error.js";
+import { MSGPACK_TYPE, type Meta } from "./frame.js";
 import { listen, type Listeners } from "./listeners.js";
+import type { Entry } from "./pushes.js";
 import { parseOffset } from "./session.js";
 import type { Store } from "./store.js";
 import type { Member, Position, PushHandler, SubscribeOptions, SubscriptionEvents } from "./types.js";
@@ -19,10 +21,15 @@ const ORDER_WAIT = 5000;
 
 /** Errors after which the next connection asks, and those after which this one does. */
 const GONE = /^(lost|closed)$/;
-const PASSING = /^(overloaded|shutting_down|timeout|internal|queue_full|not_connected)$/;
+const PASSING = /^(overl|shut|time|int|queue|not_c)/;
 
 /** The position of a topic without a history. */
 const NOWHERE: Position = { epoch: 0n, offset: 0n };
+
+const positionOf = (pair: unknown[]): Position => {
+  const [epoch, offset] = pair.map((part) => parseOffset(`${part}`)) as [bigint, bigint];
+  return { epoch, offset };
+};
 
 /** True if a pattern covers a topic, or is it: `*` is one segment, `>` at the end one or more. */
 export function covers(pattern: string, topic: string): boolean {
@@ -41,7 +48,7 @@ const pause = (ms: number) =>
  * connections and sessions. The options of the first subscription to a topic count for all of them. It may begin before
  * `connect()`.
  */
-export const subscribe = (client: Core, topic: string, handler: PushHandler, options: SubscribeOptions = {}): Subscription =>
+export const subscribe = (client: Core, topic: string, handler: PushHandler, options?: SubscribeOptions): Subscription =>
   topicsOf(client).join_(topic, handler, options);
 
 export const topicsOf = (client: Core): Topics => (client.topics_ ??= new Topics(client));
@@ -65,7 +72,6 @@ export class Subscription {
     private topics_: Topics,
     /** @internal */ readonly of_: Topic,
     /** @internal */ readonly handler_: PushHandler,
-    /** @internal */ readonly presence_: SubscribeOptions["presence"],
   ) {
     this.ready = new Promise((ok, no) => ([this.ok_, this.no_] = [ok, no]));
     // An application that listens for errors need not look at this promise too.
@@ -103,11 +109,11 @@ class Topic {
   subs_ = new Set<Subscription>();
   at_: Position = NOWHERE;
   /** The present session has it. */
-  isHeld_ = false;
+  isHeld_?: boolean;
   /** The present session was asked for it. */
-  isAsked_ = false;
+  isAsked_?: boolean;
   /** A session has had it. */
-  wasHeld_ = false;
+  wasHeld_?: boolean;
   /** Up to where the application has handled it. */
   handled_?: Position;
   /** Requests about this topic go one after the other. */
@@ -139,12 +145,33 @@ export class Topics {
   /** Left while the session may have them. */
   private left_ = new Set<string>();
 
-  constructor(private client_: Core) {}
+  constructor(private client_: Core) {
+    const { listeners_: all } = client_;
+    client_.on("state", (state) => {
+      if (state.name == "connected") this.begin_(state.resumed);
+      if (state.name == "closed") this.close_(state.why);
+    });
+    client_.on("gap", () => this.gap_());
+    listen(all, "_came", (entry: Entry) => this.came_(entry));
+    // The application has handled a message.
+    listen(all, "_done", ({ frame_, position_ }: Entry) => {
+      const topic = this.all_.get(frame_.said_.t!);
+      if (topic && position_) topic.handled_ = position_;
+    });
+    // Who comes and goes is MessagePack.
+    if (client_.control_.type != MSGPACK_TYPE) return;
+    client_.onPush(CONTROL, "Presence", (change) => this.presence_(change));
+    listen(all, "_hello", (hello: Meta) => {
+      const { "_bw.fns": names } = hello;
+      if (names !== undefined) hello["_bw.fns"] = `${names && names + ","}${CONTROL}.Presence`;
+    });
+  }
 
-  join_(name: string, handler: PushHandler, { recover = true, from, presence }: SubscribeOptions): Subscription {
+  join_(name: string, handler: PushHandler, { recover = true, from, presence }: SubscribeOptions = {}): Subscription {
     const known = this.all_.get(name);
     const topic = known ?? new Topic(name, recover);
-    const sub = new Subscription(this, topic, handler, presence);
+    const sub = new Subscription(this, topic, handler);
+    if (presence) listen(sub.events_, "presence", presence);
     topic.subs_.add(sub);
     this.left_.delete(name);
     if (!known) {
@@ -174,7 +201,7 @@ export class Topics {
   private place_(topic: Topic) {
     const positions = this.client_.store_?.positions_ ?? {};
     const at = Object.hasOwn(positions, topic.name_) && positions[topic.name_];
-    if (at) topic.note_((topic.handled_ = { epoch: parseOffset(at[0]), offset: parseOffset(at[1]) }));
+    if (at) topic.note_((topic.handled_ = positionOf(at)));
   }
 
   async leave_(sub: Subscription): Promise<void> {
@@ -198,7 +225,7 @@ export class Topics {
   }
 
   /** A connection stands. */
-  begin_(isResumed: boolean) {
+  private begin_(isResumed: boolean) {
     const topics = [...this.all_.values()];
     if (isResumed) {
       for (const name of this.left_) void this.unsubscribe_(name);
@@ -221,12 +248,12 @@ export class Topics {
   }
 
   /** The session is lost; what it had is asked for when there is another one. */
-  lost_() {
+  private lost_() {
     for (const topic of this.all_.values()) topic.isHeld_ = topic.isAsked_ = false;
   }
 
   /** The server dropped something. */
-  gap_() {
+  private gap_() {
     for (const topic of this.all_.values()) {
       if (!topic.isHeld_) continue;
       if (topic.recover_ && topic.at_.epoch) void this.subscribe_(topic);
@@ -261,20 +288,20 @@ export class Topics {
       try {
         const { Epoch, Offset, Later, More, Recovered } = (await this.call_("Subscribe", args)) ?? {};
         if (!goesOn()) return;
-        const at = { epoch: parseOffset(`${Epoch}`), offset: parseOffset(`${Offset}`) };
+        const at = positionOf([Epoch, Offset]);
         if (!Later || More) topic.note_(at);
         if (!Later && !More) {
           // All that is published from here on comes: so a later page asks from here if nothing has come by then.
           if (at.epoch && !Recovered) topic.handled_ = at;
           client.store_?.save_();
-          return this.hold_(topic, !!Recovered || !epoch, wasLost);
+          return this.hold_(topic, !!Recovered || !epoch, !!wasLost);
         }
         if (at.offset > offset) tries = 0;
       } catch (error) {
         const { code } = error as BothwaysError;
         if (!goesOn() || GONE.test(code)) return;
         if (!PASSING.test(code)) {
-          const final = !topic.wasHeld_ || /not_found|bad_arg|encode|decode/.test(code);
+          const final = !topic.wasHeld_ || /not_f|bad|code/.test(code);
           if (final) this.all_.delete(name_);
           if (!isRefused) for (const sub of subs_) client.emit_(sub.events_, "error", { error, final });
           if (final) return this.end_(topic, error);
@@ -298,17 +325,17 @@ export class Topics {
   }
 
   /** A message came for the first time. */
-  note_(name: string, at: Position, isFirm: boolean) {
+  private came_(entry: Entry) {
+    const { frame_: { said_: { t: name, te, to } }, offset_, session_ } = entry;
+    if (name === undefined) return;
+    entry.others_ = () => this.handlers_(name);
+    const at = positionOf([te, to]);
     const topic = this.all_.get(name);
-    // Nobody keeps one that is not firm, and those before it may still come: it counts only as the next one.
+    if (!at.epoch) return;
+    // One that the session does not keep may come before those that it does: it counts only as the next one.
+    if (offset_ || !session_.sid_) entry.position_ = at;
     const isNext = at.epoch == topic?.at_.epoch && at.offset == topic.at_.offset + 1n;
-    if (isFirm || isNext) topic?.note_(at);
-  }
-
-  /** The application has handled a message. */
-  handled_(name: string, at: Position) {
-    const topic = this.all_.get(name);
-    if (topic) topic.handled_ = at;
+    if (entry.position_ || isNext) topic?.note_(at);
   }
 
   /** Epoch and offset of each topic, up to where the application has handled it. */
@@ -317,7 +344,7 @@ export class Topics {
     return Object.fromEntries(handled.map(([name, { handled_ }]) => [name, [`${handled_!.epoch}`, `${handled_!.offset}`]]));
   }
 
-  handlers_(name: string): PushHandler[] {
+  private handlers_(name: string): PushHandler[] {
     const topics = [...this.all_.values()].filter(({ name_ }) => covers(name_, name));
     return topics.flatMap(({ subs_ }) => [...subs_].map(({ handler_ }) => handler_));
   }
@@ -325,17 +352,11 @@ export class Topics {
   // ---- Presence -----------------------------------------------------------------------------------------------------
 
   private show_(topic: Topic) {
-    for (const sub of topic.subs_) {
-      try {
-        sub.presence_?.(sub.members);
-      } catch (error) {
-        this.client_.report_(error, `presence of ${topic.name_}`);
-      }
-    }
+    for (const { events_, members } of topic.subs_) this.client_.emit_(events_, "presence", members);
   }
 
   /** A change; older ones than the roster are in it. */
-  presence_(change: any) {
+  private presence_(change: any) {
     const topic = this.all_.get(`${change?.Topic}`);
     const generation = Number(change?.Generation);
     if (!topic || !(generation > topic.generation_)) return;
@@ -348,7 +369,7 @@ export class Topics {
   }
 
   private roster_(topic: Topic) {
-    if (topic.isPattern_ || ![...topic.subs_].some((sub) => sub.presence_)) return;
+    if (topic.isPattern_ || ![...topic.subs_].some(({ events_ }) => events_.has("presence"))) return;
     this.askWho_(topic).catch((error) => {
       // The next connection asks again.
       if (!GONE.test(error.code)) this.client_.report_(error, `presence of ${topic.name_}`);
@@ -380,7 +401,7 @@ export class Topics {
     this.show_(topic);
   }
 
-  close_(error: BothwaysError) {
+  private close_(error: BothwaysError) {
     for (const topic of this.all_.values()) {
       topic.asked_++;
       topic.isHeld_ = false;

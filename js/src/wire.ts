@@ -42,31 +42,16 @@ export const webSocketDial = (Class?: WebSocketClass): Dial => (address, events)
   socket.binaryType = "arraybuffer";
   socket.onopen = events.opened;
   socket.onmessage = ({ data }) =>
-    typeof data == "string" ? events.closed("the server sent text") : events.received(new Uint8Array(data));
+    typeof data == "string" ? events.closed("text came") : events.received(new Uint8Array(data));
   // A `WebSocket` says its errors nowhere but in the close that follows.
   socket.onerror = () => {};
   socket.onclose = ({ code }) => events.closed(`the WebSocket was closed (${code})`);
 
-  // What one task of the application sends goes out as one message: each has its price.
-  let out: Uint8Array[] = [];
-  let length = 0;
-  const flush = () => {
-    const all = new Uint8Array(length);
-    for (const bytes of out.reverse()) all.set(bytes, (length -= bytes.length));
-    if (all.length) socket.send(all);
-    out = [];
-  };
   return {
-    send(bytes) {
-      length += bytes.length;
-      if (out.push(bytes) == 1) queueMicrotask(flush);
-    },
+    send: (bytes) => socket.send(bytes),
     get buffered() {
-      return socket.bufferedAmount + length;
+      return socket.bufferedAmount;
     },
-    close() {
-      flush();
-      socket.close(1000);
-    },
+    close: () => socket.close(1000),
   };
 };

@@ -23,12 +23,13 @@ export async function launch(t) {
 
 /** What each page of these tests has: a client that notes what happens to it. */
 const page = `<!doctype html><title>test</title><script type="module">
-import { Bothways, json, keepSession, msgpack } from "/index.js";
+import { Bothways, everything, json, keepSession, msgpack } from "/index.js";
 import { Bothways as OfJson, handle, subscribe } from "/json.js";
 Object.assign(window, { Bothways, OfJson, subscribe, json, msgpack, states: [], sessions: [], got: [], errors: [] });
 window.begin = async (url, options = {}, more) => {
   const { storageKey, isJson } = options;
   window.bw = new (isJson ? OfJson : Bothways)(url, { token: "ann", onError: (error, where) => errors.push(where + ": " + error), ...options });
+  if (!isJson) everything(bw);
   if (storageKey) keepSession(bw, sessionStorage, storageKey);
   bw.on("state", (state) => states.push({ ...state, why: state.why?.message, at: Date.now() }));
   bw.on("session", ({ lost }) => sessions.push(lost));

@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { setTimeout as pause } from "node:timers/promises";
 import { FakeServer } from "./fake.mjs";
 import { Inbox, root, within } from "./helpers.mjs";
-import { Bothways, keepSession } from "../dist/index.js";
+import { Bothways, everything, keepSession } from "../dist/index.js";
 import { HEARTBEAT, isHeartbeat, isResponse, ONEWAY, OTHER_BIT, PUSH_BIT, RESPONSE, msgpack } from "./built/internals.mjs";
 
 const codec = msgpack();
@@ -14,7 +14,7 @@ const codec = msgpack();
 /** A client at such a server, with quick back-off, and what it tells. */
 function pair(t, options = {}, server = new FakeServer()) {
   const errors = new Inbox();
-  const bw = new Bothways("fake", { dial: server.dial, backoffBase: 1, backoffMax: 20, heartbeat: 0, onError: (error, where) => errors.put({ error, where }), ...options });
+  const bw = everything(new Bothways("fake", { dial: server.dial, backoffBase: 1, backoffMax: 20, heartbeat: 0, onError: (error, where) => errors.put({ error, where }), ...options }));
   const [states, sessions, gaps, pushes] = [new Inbox(), new Inbox(), new Inbox(), new Inbox()];
   bw.on("state", states.put);
   bw.on("session", sessions.put);
@@ -410,7 +410,7 @@ test("a server that does not answer the Hello is given up", async (t) => {
   const server = new FakeServer();
   server.welcome = undefined;
   const { bw } = pair(t, { connectTimeout: 20 }, server);
-  await assert.rejects(bw.connect(), { code: "lost", message: /does not answer/ });
+  await assert.rejects(bw.connect(), { code: "lost", message: /no answer in time/ });
   server.opens = false;
   await assert.rejects(bw.connect(), { code: "lost" });
   const late = pair(t, { connectTimeout: 20, token: () => new Promise(() => {}) });
@@ -812,9 +812,9 @@ test("a way to connect that fails at once is tried again", async (t) => {
 test("a process ends when its client is closed", async () => {
   const script = `
     import { FakeServer } from "./test/fake.mjs";
-    import { Bothways } from "./dist/index.js";
+    import { Bothways, everything } from "./dist/index.js";
     const server = new FakeServer();
-    const bw = new Bothways("fake", { dial: server.dial });
+    const bw = everything(new Bothways("fake", { dial: server.dial }));
     await bw.connect();
     const [connection] = server.connections.values;
     const call = bw.call("P", "m").catch(() => {});

@@ -1,10 +1,10 @@
 // What an application in TypeScript sees: compiled, and never run.
-import { Bothways, BothwaysError, msgpack, raw, type Message, type Options, type State } from "bothways";
+import { Bothways, BothwaysError, everything, msgpack, raw, type Message, type Options, type State } from "bothways";
 import { Bothways as OfJson, followPage, handle, json, keepSession, pascal, subscribe } from "bothways/json";
 import { Bothways as OfNode } from "bothways/node";
 
 const options: Options = { token: async () => "t", codec: msgpack({ int64: "bigint" }) };
-const bw = new Bothways("wss://example.org/_rpcx_", options);
+const bw: Bothways = everything(new Bothways("wss://example.org/_rpcx_", options));
 const off: () => void = bw.on("state", (state: State) => state.name == "reconnecting" && state.in.toFixed(1));
 bw.onPush("Mail", "New", async (value: { subject: string }, message: Message) => [value.subject, message.text()]);
 bw.handle("Chat", { last: (args: number, call) => call.signal.aborted && args });

@@ -7,7 +7,7 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { FakeServer } from "./fake.mjs";
 import { Inbox, within } from "./helpers.mjs";
-import { Bothways } from "../dist/index.js";
+import { Bothways, everything } from "../dist/index.js";
 import { isResponse, msgpack, ONEWAY, OTHER_BIT, PUSH_BIT } from "./built/internals.mjs";
 
 const codec = msgpack();
@@ -16,7 +16,7 @@ const turn = () => new Promise(setImmediate);
 function pair(t, options = {}, server = new FakeServer()) {
   const [errors, states, gaps] = [new Inbox(), new Inbox(), new Inbox()];
   const report = (error, where) => errors.put({ error, where });
-  const bw = new Bothways("fake", { dial: server.dial, backoffBase: 1, backoffMax: 20, heartbeat: 0, onError: report, ...options });
+  const bw = everything(new Bothways("fake", { dial: server.dial, backoffBase: 1, backoffMax: 20, heartbeat: 0, onError: report, ...options }));
   bw.on("state", states.put);
   bw.on("gap", gaps.put);
   t.after(() => bw.close());
@@ -95,7 +95,7 @@ test("a token that does not come is a failed try, and the next one asks again", 
   await bw.connect();
   assert.equal(asked, 4);
   const whys = states.values.map(({ why }) => why?.message).filter(Boolean);
-  assert.deepEqual(whys.map((why) => why.replace(/.*: /, "")), ["thrown", "refused", "none in time"]);
+  assert.deepEqual(whys.map((why) => why.replace(/.*: /, "")), ["thrown", "refused", "no token, or no answer in time"]);
   assert.equal((await server.connection(1)).frames.values[0].meta_.__AUTH, "t4");
 
   // One that comes too late is not used.

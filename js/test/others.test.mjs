@@ -78,9 +78,10 @@ test("where nobody is, the client goes on to the next address, and home, and for
 });
 
 test("the client of a page goes home unless it is told to follow", async (t) => {
-  for (const [{ Bothways, followOthers }, follows] of [[page, false], [page, true], [small, false], [small, true]]) {
+  for (const [{ Bothways, followOthers, heedGoodbye }, follows] of [[page, false], [page, true], [small, false], [small, true]]) {
     const { bw, server, dialed } = clientOf(t, "ws://h/p", {}, [], Bothways);
     if (follows) followOthers(bw);
+    else heedGoodbye?.(bw);
     await bw.connect();
     (await server.connection(1)).control("Goodbye", { "_bw.code": "shutting_down", "_bw.alt": "ws@a.h" });
     await dialed.count(2, "it connects again");

@@ -1,5 +1,5 @@
 // The page of `bothways demo --web`. What the server and its users say is shown as text and never as HTML.
-import { Bothways } from "/bothways.js";
+import { Bothways, everything } from "/bothways.js";
 
 const LINES_MAX = 200;
 const at = (id) => document.getElementById(id);
@@ -23,7 +23,7 @@ function count(what, by = 1) {
 const user = sessionStorage.getItem("user") ?? `guest-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
 sessionStorage.setItem("user", user);
 
-const client = new Bothways("/_rpcx_", { token: user });
+const client = everything(new Bothways("/_rpcx_", { token: user }));
 window.demo = { client, counts, user };
 
 client.on("state", (state) => {

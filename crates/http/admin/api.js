@@ -1,6 +1,6 @@
 // The server, as the page knows it: one connection, and the numbers of the last minutes.
 
-import { Bothways, followPage } from "./client.js";
+import { Bothways, followPage, heedGoodbye } from "./client.js";
 
 const ADMIN = "_bothways.Admin";
 
@@ -27,6 +27,7 @@ export class Server extends EventTarget {
     const server = new Server();
     server.#bothways = new Bothways("/_rpcx_", { token, connectTimeout: 8000, onError: () => {} });
     followPage(server.#bothways);
+    heedGoodbye(server.#bothways);
     server.#bothways.on("state", (state) => server.#tell("state", state));
     try {
       await server.#bothways.connect();
