@@ -44,7 +44,7 @@ impl Whose {
     }
 
     /// It is the same process, or one in its place: two do not listen at one address.
-    fn is_after(&self, gone: &Self) -> bool {
+    pub(super) fn is_after(&self, gone: &Self) -> bool {
         (self.process != 0 && self.process == gone.process) || (self.address.is_some() && self.address == gone.address)
     }
 }

@@ -1007,7 +1007,9 @@ impl State {
         link.wake.notify_one();
         // What was not told before its farewell is not told any more.
         let of_pushes = if link.leaves { UnreachedWhy::Left } else { why };
-        if !link.leaves {
+        // One that runs in its place, or under another name, has joined before this lease has ended.
+        let is_replaced = self.members.values().any(|other| other.whose.is_after(&link.whose));
+        if !link.leaves && !is_replaced {
             self.absent.gone(node, std::mem::take(&mut link.whose), Instant::now());
         }
         let mut moved = Vec::new();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bothways::{
     Stage, Target,
-    cluster::memory::MemoryBroker,
+    cluster::{NodeId, memory::MemoryBroker},
     session::{Unreached, UnreachedWhy},
     testing,
 };
@@ -345,6 +345,26 @@ fn a_node_in_the_place_of_another_one_ends_the_doubt() {
         let _elsewhere = at("tcp@10.0.0.8:8972").await;
         assert!(one.push(&Target::user("ann"), "x").is_partial());
         let _there = at("tcp@10.0.0.7:8972").await;
+        let receipt = one.push(&Target::user("ann"), "x");
+        receipt.handled().await;
+        assert!(receipt.is_no_route(), "{receipt:?}");
+    });
+}
+
+/// The same where it has joined before the lease of the dead one has ended.
+#[test]
+fn a_node_that_was_replaced_at_once_is_not_named() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one] = nodes(&broker).await;
+        let at = |address: &'static str| join_with(&broker, move |cluster| cluster.address(address));
+        let other = at("tcp@10.0.0.7:8972").await;
+        broker.faults().kill(other.id);
+        let there = at("tcp@10.0.0.7:8972").await;
+        let knows = |of: NodeId| one.server().nodes().is_some_and(|(_, others)| others.contains(&of));
+        until("the lease of the dead one lives", || knows(there.id) && knows(other.id)).await;
+        until("it has ended", || !knows(other.id)).await;
+        sleep(Duration::from_secs(2)).await;
         let receipt = one.push(&Target::user("ann"), "x");
         receipt.handled().await;
         assert!(receipt.is_no_route(), "{receipt:?}");
