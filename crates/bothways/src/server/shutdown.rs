@@ -5,6 +5,8 @@
 //!                                    a plain client is closed once nothing of its own runs
 //!  drain      accepting ends ──► in its turn, each: goodbye and its slot ──► nothing runs of it ──► it is closed
 //!                                         at the deadline: what is left is cut, and counted
+//!
+//!             in a cluster, its session waits here until its client has come to another node, and is parked then
 //! ```
 
 use std::{
@@ -20,6 +22,8 @@ use tokio::{
 };
 
 use super::{Shared, handler::RETRY_ELSEWHERE, silence::Silence};
+#[cfg(feature = "cluster")]
+use crate::session::SessionId;
 use crate::{
     clock::{is_outside, later},
     connection::{Connection, SHUTTING_DOWN, after},
@@ -78,6 +82,11 @@ const ACK_GRACE: Duration = Duration::from_millis(500);
 
 /// How long nothing may come of a client that was told, and says which request is its last, until it has said so.
 const LAST_SILENCE: Duration = Duration::from_secs(1);
+
+/// How long after its slot a client may take to come to another node of the cluster. Until then its session is here, a
+/// target of pushes, and goes there directly; afterwards it is parked, and no target. Several times what clients take.
+#[cfg(feature = "cluster")]
+const COMES_MAX: Duration = Duration::from_secs(2);
 
 /// How long the hooks of connections that are cut at the deadline may take, beyond it.
 const CUT_GRACE: Duration = Duration::from_millis(500);
@@ -141,7 +150,8 @@ pub(super) async fn shutdown(shared: &Arc<Shared>, deadline: Duration) -> Shutdo
     }
 
     leaving.until_all(deadline).await;
-    finish(shared, deadline, connections.len(), report).await
+    let report = finish(shared, deadline, connections.len(), report).await;
+    end_rest(shared, &shared.all_connections(), report).await
 }
 
 /// Stops client by client.
@@ -158,6 +168,8 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration, reconnects_p
 
     let mut report = ShutdownReport::default();
     let mut leaving = Leaving { shared, told: Vec::new() };
+    #[cfg(feature = "cluster")]
+    let mut on_their_way = OnTheirWay::default();
     for (place, connection) in connections.into_iter().enumerate() {
         let (turn, slot) = schedule.of(place);
         leaving.until(later(began, turn)).await;
@@ -165,11 +177,42 @@ pub(super) async fn drain(shared: &Arc<Shared>, deadline: Duration, reconnects_p
         let wait = slot - turn;
         let told = connection.turn_away(wait) || connection.say_goodbye_for(SHUTTING_DOWN, WHY, Some(wait));
         report.clients_told += usize::from(told);
+        #[cfg(feature = "cluster")]
+        on_their_way.add(shared, &connection, later(began, slot));
         leaving.add(connection);
     }
 
     leaving.until_all(deadline).await;
-    finish(shared, deadline, count, report).await
+    let report = finish(shared, deadline, count, report).await;
+    #[cfg(feature = "cluster")]
+    on_their_way.until_all(shared, deadline).await;
+    end_rest(shared, &shared.all_connections(), report).await
+}
+
+/// Sessions whose clients were told to go elsewhere, and until when they may come there.
+#[cfg(feature = "cluster")]
+#[derive(Default)]
+struct OnTheirWay(Vec<(SessionId, Instant)>);
+
+#[cfg(feature = "cluster")]
+impl OnTheirWay {
+    fn add(&mut self, shared: &Shared, connection: &Connection, slot: Instant) {
+        let session = shared.node.get().and_then(|_| shared.sessions.made_of(connection));
+        self.0.extend(session.map(|session| (session.id(), later(slot, COMES_MAX))));
+    }
+
+    /// Waits until each is at another node, or has had its time.
+    async fn until_all(&mut self, shared: &Shared, deadline: Instant) {
+        let is_alone = || shared.node.get().is_none_or(|node| node.others().is_empty());
+        loop {
+            let now = Instant::now();
+            self.0.retain(|(id, until)| now < *until && shared.sessions.session_lives(*id));
+            if self.0.is_empty() || deadline <= now || is_alone() {
+                return;
+            }
+            sleep_until(deadline.min(now + SWEEP)).await;
+        }
+    }
 }
 
 /// When each of many clients is told, and when it is to come back, counted from the beginning.
@@ -297,7 +340,7 @@ async fn begin(shared: &Shared, deadline: Instant) {
     }
 }
 
-/// Waits for what runs, closes who is still there, and ends the sessions.
+/// Waits for what runs, and closes who is still there.
 async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut report: ShutdownReport) -> ShutdownReport {
     all_read(shared, deadline).await;
     let _ = timeout_at(deadline, shared.settings.load.idle()).await;
@@ -329,7 +372,7 @@ async fn finish(shared: &Shared, deadline: Instant, connections: usize, mut repo
         let _ = timeout_at(Instant::now() + CUT_GRACE, shared.fronts.idle()).await;
     }
     let _ = timeout_at(Instant::now() + CUT_GRACE, emptied(shared)).await;
-    end_rest(shared, &left, report).await
+    report
 }
 
 /// Cuts who is left, and ends the sessions.

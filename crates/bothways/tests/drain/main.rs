@@ -5,6 +5,7 @@ mod goodbye;
 #[allow(dead_code, reason = "others use the rest")]
 mod nodes;
 mod old;
+mod on_the_way;
 #[path = "../it/scripted.rs"]
 #[allow(dead_code, reason = "others use the rest")]
 mod scripted;
