@@ -157,6 +157,15 @@ enum Over {
 
 impl State {
     /// The first so many of a topic wait no longer.
+    /// One more waits to be appended to the log of its topic. True: nothing appends to it yet. What does so ends when it finds
+    /// the queue empty, and takes the queue away in the same moment; until then an empty one is looked at again.
+    fn wait(&mut self, topic: &Arc<str>, number: u64, entry: NewEntry) -> bool {
+        (self.waiting, self.waiting_bytes) = (self.waiting + 1, self.waiting_bytes + entry.bytes.len());
+        let is_first = !self.queues.contains_key(topic);
+        self.queues.entry(Arc::clone(topic)).or_default().push_back((number, entry));
+        is_first
+    }
+
     fn forget_first(&mut self, topic: &str, count: usize) {
         let Some(queue) = self.queues.get_mut(topic) else { return };
         let gone = queue.drain(..count.min(queue.len()));
@@ -457,9 +466,8 @@ impl Node {
         let now: HashSet<Arc<str>> =
             patterns.into_iter().filter(|pattern| !sessions.hub.is_subscribed(pattern)).collect();
         let ended: Vec<Arc<str>> = now.intersection(idle).cloned().collect();
-        for pattern in &ended {
-            let following = self.topics.state.lock().follows.remove(pattern);
-            drop(following);
+        for pattern in ended {
+            self.let_go(&sessions, &pattern);
         }
         *idle = now;
         for (at, topic) in sessions.hub.copies().into_iter().enumerate() {
@@ -477,6 +485,16 @@ impl Node {
             if !is_read {
                 self.settle_publish(&sessions, number);
             }
+        }
+    }
+
+    /// Nobody here subscribed to this pattern when that was looked at. Who has done so since has found it followed: it is
+    /// followed again.
+    fn let_go(self: &Arc<Self>, sessions: &Registry, pattern: &str) {
+        let following = self.topics.state.lock().follows.remove(pattern);
+        drop(following);
+        if sessions.hub.is_subscribed(pattern) {
+            Arc::clone(self).follow(pattern);
         }
     }
 
@@ -679,16 +697,12 @@ impl SharedHistories for Node {
             return Err(PushError::Full { frames, bytes, setting: None }.into());
         }
 
-        state.waiting += 1;
-        state.waiting_bytes += bytes.len();
         // It is repeated if nobody knows how an append ended, and stored once.
         let key = push.key().map_or_else(|| format!("~{me:x}.{number}"), ToOwned::to_owned);
         let kept_for = [kept_for, push.lives_for()].into_iter().flatten().min();
         let entry = NewEntry { key: Some(key), time_to_live: kept_for, bytes };
         state.publishing.insert(number, Publishing::begin(&topic, push, receipt));
-        let queue = state.queues.entry(Arc::clone(&topic)).or_default();
-        let is_first = queue.is_empty();
-        queue.push_back((number, entry));
+        let is_first = state.wait(&topic, number, entry);
         drop(state);
         if is_first {
             self.runtime.spawn(Arc::clone(&self).append_all(topic));
@@ -808,11 +822,32 @@ mod tests {
             let publishing = Publishing::begin(&topic, &Push::new("News", "Say", "x"), &Receipt::new());
             state.publishing.insert(number, publishing);
             let entry = NewEntry::new("x").with_key(number.to_string());
-            state.queues.entry(Arc::clone(&topic)).or_default().push_back((number, entry));
-            (state.waiting, state.waiting_bytes) = (state.waiting + 1, state.waiting_bytes + 1);
+            state.wait(&topic, number, entry);
         }
         drop(state);
         (topics, topic)
+    }
+
+    /// A message that is published when the one before it is stored, and what has appended that has not looked again yet: it
+    /// appends this one too. A second one beside it would have taken what the first was about to append for its own.
+    #[tokio::test]
+    async fn what_is_published_between_two_looks_is_appended_once() {
+        let (topics, topic) = topics_with(1).await;
+        let append = || {
+            let some = topics.take_some(&topic)?;
+            let numbers: Vec<u64> = some.iter().map(|(number, _)| *number).collect();
+            let mut log = TestLog::default();
+            let outcomes: Vec<_> = numbers.iter().map(|number| log.append(*number, Fate::Taken)).collect();
+            topics.note(&topic, &numbers, &outcomes, Level::Memory);
+            Some(numbers)
+        };
+        assert_eq!(append(), Some(vec![1]));
+        assert!(!topics.state.lock().wait(&topic, 2, NewEntry::new("x")), "it is looked at once more");
+        assert_eq!((append(), append()), (Some(vec![2]), None));
+        assert!(topics.state.lock().wait(&topic, 3, NewEntry::new("x")), "nothing appends any more");
+        assert_eq!((append(), append()), (Some(vec![3]), None));
+        let state = topics.state.lock();
+        assert_eq!((state.waiting, state.waiting_bytes, state.queues.len()), (0, 0, 0));
     }
 
     /// Whatever becomes of each of a window, also where a log goes on behind one that failed: what is stored stands in the order
