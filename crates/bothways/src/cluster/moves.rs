@@ -99,6 +99,8 @@ struct State {
     later: BTreeSet<(Instant, SessionId)>,
     /// Sessions that are being brought here.
     claiming: HashSet<SessionId>,
+    /// The server stops, and no session is brought here any more.
+    brings_no_more: bool,
     /// Those that left or came lately, and what is known of a session that has left.
     passing: Passing<Instant, Known>,
     relays: HashMap<PushNumber, Following>,
@@ -208,6 +210,7 @@ impl Moves {
             due: BTreeSet::new(),
             later: BTreeSet::new(),
             claiming: HashSet::new(),
+            brings_no_more: false,
             passing: Passing::new(),
             aliases: HashMap::new(),
             has_said_last: false,
@@ -282,9 +285,18 @@ impl Moves {
         drop(forgotten);
     }
 
-    /// A session is being brought here. False: it is already.
+    /// A session is being brought here. False: it is already, or none is any more.
     pub(super) fn begin_claim(&self, id: SessionId) -> bool {
-        self.state.lock().claiming.insert(id)
+        let mut state = self.state.lock();
+        !state.brings_no_more && state.claiming.insert(id)
+    }
+
+    pub(super) fn bring_no_more(&self) {
+        self.state.lock().brings_no_more = true;
+    }
+
+    pub(super) fn are_being_brought(&self) -> bool {
+        !self.state.lock().claiming.is_empty()
     }
 
     pub(super) fn end_claim(&self, id: SessionId) {

@@ -68,6 +68,7 @@ impl Node {
     /// Leaves the sessions whose clients may come back in the store, where every node finds them.
     pub(crate) async fn park_all(self: &Arc<Self>) -> Parking {
         let Some(sessions) = self.registry() else { return Parking::default() };
+        self.all_brought().await;
         let (places, bytes) = (Arc::new(Semaphore::new(SIDE_BY_SIDE)), Arc::new(AtomicUsize::new(0)));
         let (deadline, mut parking) = (Instant::now() + ALL_MAX, JoinSet::new());
         for id in sessions.resumable() {
@@ -93,6 +94,15 @@ impl Node {
             parked += usize::from(put.unwrap_or(false));
         }
         Parking { handed_over: self.moves.departed(), parked }
+    }
+
+    /// No session is brought here any more, and what was on its way here when the server began to stop is here, or is not.
+    async fn all_brought(&self) {
+        self.moves.bring_no_more();
+        let deadline = Instant::now() + PARK_MAX;
+        while self.moves.are_being_brought() && Instant::now() < deadline {
+            sleep(LOOK).await;
+        }
     }
 
     async fn park(self: &Arc<Self>, sessions: &Arc<Registry>, id: SessionId, bytes: &AtomicUsize) -> Put {

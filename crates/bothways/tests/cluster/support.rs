@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bothways::{
-    ClientOptions, Push, Receipt, Server, Target,
+    ClientOptions, Push, Receipt, Server, ServerBuilder, Target,
     cluster::{Cluster, NodeId, memory::MemoryBroker},
     session::TopicOptions,
     testing::{Network, TestClient},
@@ -42,18 +42,19 @@ impl Node {
 
 /// A server in which a token is the user's name, or `user/device`.
 pub(crate) fn server() -> Server {
+    builder().build()
+}
+
+/// What [`server`] is built by.
+pub(crate) fn builder() -> ServerBuilder {
     let kept = TopicOptions::new().history(10, Duration::from_secs(60));
-    Server::builder()
-        .topic("kept.*", kept)
-        .expect("a pattern")
-        .auth(|request| async move {
-            let session = request.session().ok_or("it has left")?;
-            let (user, device) = request.token.split_once('/').unwrap_or((&request.token, "phone"));
-            session.bind_user(user);
-            session.set_label("device", device);
-            Ok::<_, &str>(())
-        })
-        .build()
+    Server::builder().topic("kept.*", kept).expect("a pattern").auth(|request| async move {
+        let session = request.session().ok_or("it has left")?;
+        let (user, device) = request.token.split_once('/').unwrap_or((&request.token, "phone"));
+        session.bind_user(user);
+        session.set_label("device", device);
+        Ok::<_, &str>(())
+    })
 }
 
 /// One more node.
@@ -63,8 +64,12 @@ pub(crate) async fn join(broker: &MemoryBroker) -> Node {
 
 /// As [`join`], with options.
 pub(crate) async fn join_with(broker: &MemoryBroker, options: impl FnOnce(Cluster) -> Cluster) -> Node {
-    let server = server();
-    let id = server.join(options(Cluster::new(broker.engine()))).await.expect("the engine works");
+    join_as(server(), options(Cluster::new(broker.engine()))).await
+}
+
+/// One more node, by this server.
+pub(crate) async fn join_as(server: Server, cluster: Cluster) -> Node {
+    let id = server.join(cluster).await.expect("the engine works");
     Node { id, network: Network::new(server).await.expect("it runs") }
 }
 
@@ -74,10 +79,16 @@ pub(crate) async fn nodes<const N: usize>(broker: &MemoryBroker) -> [Node; N] {
     for _ in 0..N {
         nodes.push(join(broker).await);
     }
-    for node in &nodes {
-        until("all know each other", || node.server().nodes().is_some_and(|(_, others)| others.len() == N - 1)).await;
-    }
+    know_each_other(&nodes).await;
     nodes.try_into().unwrap_or_else(|_| unreachable!("as many"))
+}
+
+/// Waits until each of these counts the others.
+pub(crate) async fn know_each_other(nodes: &[Node]) {
+    let others = nodes.len() - 1;
+    for node in nodes {
+        until("all know each other", || node.server().nodes().is_some_and(|(_, known)| known.len() == others)).await;
+    }
 }
 
 /// The text of the next message, which is handled.

@@ -7,14 +7,14 @@ use std::{
 
 use bothways::{
     ConnectionEvent, ConnectionEvents, SessionLost, Stage, Target,
-    cluster::memory::MemoryBroker,
-    session::{SessionId, UnreachedWhy},
+    cluster::{Cluster, memory::MemoryBroker},
+    session::{Explanation, SessionId, SessionOptions, Standing, UnreachedWhy},
     testing,
 };
 use tokio::time::sleep;
 
 use crate::{
-    support::{Node, join, join_with, next, nodes, nothing, until},
+    support::{Node, builder, join, join_as, join_with, know_each_other, next, nodes, nothing, until},
     ways::{ann_at, comes_to, goes_to, session_of, settle},
 };
 
@@ -90,6 +90,50 @@ fn a_session_is_parked_while_its_record_is_renewed() {
             nothing(&mut ann).await;
         });
     }
+}
+
+/// A session waits in the store for as long as its window is, also where that is longer than a record is kept which nobody
+/// renews.
+#[test]
+fn a_session_waits_in_the_store_for_longer_than_an_hour() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let window = SessionOptions::new().resume_window(Duration::from_secs(3 * 3600));
+        let join = || join_as(builder().sessions(window.clone()).build(), Cluster::new(broker.engine()));
+        let nodes = [join().await, join().await];
+        know_each_other(&nodes).await;
+        let [one, other] = &nodes;
+        let (mut ann, id) = ann_at(one).await;
+        one.loses(&ann).await;
+        one.push(&Target::user("ann"), "a letter");
+        assert_eq!(one.server().drain(Duration::from_secs(5), 100).await.sessions_parked, 1);
+        sleep(Duration::from_secs(2 * 3600)).await;
+        comes_to(&ann, other, id).await;
+        assert_eq!(next(&mut ann).await, "a letter");
+    });
+}
+
+/// A session comes to a node that begins to stop while it is on its way: it is parked as the others are.
+#[test]
+fn a_session_that_is_on_its_way_to_a_node_that_stops_is_parked() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let [one, other, third] = nodes(&broker).await;
+        let (mut ann, id) = ann_at(&one).await;
+        one.loses(&ann).await;
+        one.push(&Target::user("ann"), "a letter");
+        broker.faults().claims_late(1, Duration::from_millis(300));
+        goes_to(&ann, &other);
+        let arrives = |told: &Explanation| matches!(told.standing, Standing::Arriving(_));
+        until("she arrives", || other.server().explain(&Target::user("ann")).expect("no topic").iter().any(arrives))
+            .await;
+        settle().await;
+        let report = other.server().drain(Duration::ZERO, 100).await;
+        assert_eq!((report.sessions_parked, report.sessions_left), (1, 0), "{report:?}");
+        comes_to(&ann, &third, id).await;
+        assert_eq!(next(&mut ann).await, "a letter");
+        nothing(&mut ann).await;
+    });
 }
 
 /// What has no room in the store, or finds no store, ends with its server, and is counted.
