@@ -254,7 +254,26 @@ impl Registry {
             let state = session.lock();
             state.hidden_by().or_else(|| state.made_way_for().map(Session::id))
         };
-        other.is_some_and(|other| self.session(other).is_some())
+        other.is_some_and(|other| self.session(other).is_some() || self.may_be_elsewhere(other))
+    }
+
+    /// Without those whose client has named another of them, or has got that one since they were listed: that one gets what
+    /// is for both. So does one that has gone to another node meanwhile, which lists it.
+    pub(super) fn without_claims(&self, sessions: Vec<Session>) -> Vec<Session> {
+        let stands_for = |state: &State| state.hidden_by().or_else(|| state.made_way_for().map(Session::id));
+        without(sessions, stands_for, |wanted| self.may_be_elsewhere(wanted))
+    }
+
+    /// True if this session is not here, and may be at another node. One whose client has named it while it was here is no
+    /// session of its own for that.
+    fn may_be_elsewhere(&self, id: SessionId) -> bool {
+        #[cfg(feature = "cluster")]
+        return self.beyond.get().is_some() && self.session(id).is_none();
+        #[cfg(not(feature = "cluster"))]
+        {
+            let _ = id;
+            false
+        }
     }
 
     /// The user of a session, also of one that ended lately.
@@ -313,7 +332,7 @@ impl Registry {
 
     /// The sessions that a target names, each once: of a client that is about to get its session back, that one alone.
     pub(crate) fn find(&self, target: &Target) -> Result<Vec<Session>, TopicError> {
-        Ok(without_claims(self.find_all(target)?))
+        Ok(self.without_claims(self.find_all(target)?))
     }
 
     /// As [`Self::find`], with those whose clients are about to have another one: what ends, or explains, leaves out none.
@@ -341,7 +360,7 @@ impl Registry {
         let wanted = |id: &SessionId| self.wanted_by(&self.session(*id)?);
         let excepted: Vec<Session> = target.except.iter().filter_map(wanted).collect();
         found.retain(|session| target.admits(session) && !excepted.contains(session));
-        Ok(without(found, |state| state.made_way_for().map(Session::id)))
+        Ok(without(found, |state| state.made_way_for().map(Session::id), |_| false))
     }
 
     /// What lately happened to the sessions that a target names: first those that ended.
@@ -543,20 +562,19 @@ impl Registry {
     }
 }
 
-/// Without those whose client has named another of them, or has got that one since they were listed: that one gets what
-/// is for both.
-pub(super) fn without_claims(sessions: Vec<Session>) -> Vec<Session> {
-    without(sessions, |state| state.hidden_by().or_else(|| state.made_way_for().map(Session::id)))
-}
-
-/// Without those for which another of them stands.
-fn without(mut sessions: Vec<Session>, stands_for: impl Fn(&State) -> Option<SessionId>) -> Vec<Session> {
+/// Without those for which another one stands that is among them, or of which this is so.
+fn without(
+    mut sessions: Vec<Session>,
+    stands_for: impl Fn(&State) -> Option<SessionId>,
+    is_so: impl Fn(SessionId) -> bool,
+) -> Vec<Session> {
     let claiming: Vec<(SessionId, SessionId)> =
         sessions.iter().filter_map(|session| Some((session.id(), stands_for(&session.lock())?))).collect();
     if !claiming.is_empty() {
         let listed = Listed::new(&*sessions);
+        let is_stood_for = |wanted: SessionId| listed.contains(wanted) || is_so(wanted);
         let hidden: HashSet<SessionId> =
-            claiming.into_iter().filter(|(_, wanted)| listed.contains(*wanted)).map(|(id, _)| id).collect();
+            claiming.into_iter().filter(|(_, wanted)| is_stood_for(*wanted)).map(|(id, _)| id).collect();
         sessions.retain(|session| !hidden.contains(&session.id()));
     }
     sessions

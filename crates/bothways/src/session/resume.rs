@@ -504,7 +504,6 @@ fn lock_both<'a>(one: &'a Session, other: &'a Session) -> (Locked<'a, State>, Lo
 #[cfg(test)]
 mod tests {
     use super::{
-        super::registry::without_claims,
         super::{
             Push, Target,
             fixtures::{claim, plain_connections},
@@ -565,8 +564,12 @@ mod tests {
         registry.arrive(&claims, &claim(&welcome)).expect("it is open");
         assert_eq!(everyone(), [registry.of(&claims).expect("it has it")]);
         // A caller that has listed both just before calls one client, and not twice.
-        assert_eq!(without_claims(listed_before), [session]);
-        assert_eq!(without_claims(vec![fresh.clone()]), std::slice::from_ref(&fresh), "it stands for the other one");
+        assert_eq!(registry.without_claims(listed_before), [session]);
+        assert_eq!(
+            registry.without_claims(vec![fresh.clone()]),
+            std::slice::from_ref(&fresh),
+            "it stands for the other one"
+        );
         assert_eq!(fresh.connection().as_ref(), Some(&claims), "its holder still has the session of its client");
     }
 

@@ -5,13 +5,13 @@ use std::time::Duration;
 use bothways::{
     ClientOptions, Push, Stage, Target,
     cluster::{Cluster, memory::MemoryBroker},
-    session::SessionId,
+    session::{SessionId, Standing},
     testing::{self, TestClient},
 };
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 
 use crate::{
-    support::{Node, next, nodes, nothing, until},
+    support::{Node, builder, join, join_as, know_each_other, next, nodes, nothing, until},
     ways::{ann_at, comes_to, goes_to, is_there, session_of, settle},
 };
 
@@ -245,6 +245,48 @@ fn a_late_hello_takes_nothing() {
         let receipt = one.push(&Target::user("ann"), "later");
         assert_eq!(next(&mut ann).await, "later");
         assert_eq!(receipt.handled().await.at(Stage::Handled), 1);
+    });
+}
+
+/// A client's Hello came twice to the node that had its session, whose hook takes its time, and the session goes to another
+/// node meanwhile. The connection of the second Hello is nobody's: a push has one target, the session where it is.
+#[test]
+fn who_has_named_a_session_that_went_on_is_nobody() {
+    testing::run(async {
+        let broker = MemoryBroker::new();
+        let (opens, is_open) = watch::channel(true);
+        let slow = builder().auth(move |request| {
+            let mut is_open = is_open.clone();
+            async move {
+                request.session().ok_or("it has left")?.bind_user(&request.token);
+                let _ = is_open.wait_for(|is_open| *is_open).await;
+                Ok::<_, &str>(())
+            }
+        });
+        let nodes = [join_as(slow.build(), Cluster::new(broker.engine())).await, join(&broker).await];
+        know_each_other(&nodes).await;
+        let [one, other] = &nodes;
+        let (mut ann, id) = ann_at(one).await;
+        opens.send_replace(false);
+        ann.wire.claim_twice();
+        goes_to(&ann, one);
+        let arriving = || {
+            let told = one.server().explain(&Target::user("ann")).expect("no topic");
+            told.iter().filter(|told| matches!(told.standing, Standing::Arriving(_))).count()
+        };
+        until("both are being let in", || arriving() == 2).await;
+        comes_to(&ann, other, id).await;
+        settle().await;
+        assert_eq!(arriving(), 1, "nobody has closed that one");
+        for from in [one, other] {
+            let receipt = from.push(&Target::user("ann"), "a letter");
+            assert_eq!(next(&mut ann).await, "a letter");
+            let told = receipt.handled().await;
+            assert_eq!((told.targets(), told.at(Stage::Handled)), (1, 1), "{receipt:?}");
+        }
+        opens.send_replace(true);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!((is_there(other, id), session_of(one.server(), "ann")), (true, None), "it takes nothing");
     });
 }
 
