@@ -488,7 +488,7 @@ impl Node {
         }
     }
 
-    /// Nobody here subscribed to this pattern when that was looked at. Who has done so since has found it followed: it is
+    /// Nobody here subscribed to this pattern when that was looked at. A client that has done so since found it followed: it is
     /// followed again.
     fn let_go(self: &Arc<Self>, sessions: &Registry, pattern: &str) {
         let following = self.topics.state.lock().follows.remove(pattern);
