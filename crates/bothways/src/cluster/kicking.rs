@@ -32,8 +32,10 @@ const KICK_TRIES: usize = 3;
 const STORE_MAX: Duration = Duration::from_secs(30);
 /// Sessions in the store that are ended side by side.
 const SIDE_BY_SIDE: usize = 64;
+/// Most users whose sessions in the store are looked up one user after the other. Of more all that is there is looked at.
+const USERS_MAX: usize = 64;
 /// Sessions in the store that are listed at once.
-const PAGE_MAX: usize = 256;
+const PAGE_MAX: usize = 1024;
 
 /// Where the sessions of a user are named that wait in the store: by cursors.
 pub(super) fn parked_of(user: &str) -> Log {
@@ -91,8 +93,10 @@ impl Node {
     async fn kick_parked(&self, users: Option<&[String]>, target: &Target) -> Result<usize, EngineDown> {
         let deadline = Instant::now() + STORE_MAX;
         let of_users = match users {
-            Some(users) => timeout_at(deadline, self.parked_of_users(users)).await.ok().flatten(),
-            None => None,
+            Some(users) if users.len() <= USERS_MAX => {
+                timeout_at(deadline, self.parked_of_users(users)).await.ok().flatten()
+            }
+            _ => None,
         };
         if let Some(found) = of_users {
             return self.kick_each(found, target, deadline).await;

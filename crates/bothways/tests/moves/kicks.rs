@@ -2,7 +2,16 @@
 
 use std::time::Duration;
 
-use bothways::{Target, cluster::memory::MemoryBroker, session::UnreachedWhy, testing, testing::TestClient};
+use bothways::{
+    Target,
+    cluster::{
+        Store,
+        engine::{Log, NewEntry},
+        memory::MemoryBroker,
+    },
+    session::UnreachedWhy,
+    testing::{self, TestClient},
+};
 
 use crate::{
     support::{Node, join, nodes, until},
@@ -80,15 +89,22 @@ fn a_kick_of_everyone_ends_all_that_waits_in_the_store() {
         let broker = MemoryBroker::new();
         let one = join(&broker).await;
         let third = join(&broker).await;
-        let users: Vec<String> = (0..300).map(|number| format!("user{number}")).collect();
+        // What else lies there, before them: of no session that anybody knows.
+        let store = broker.engine();
+        for number in 1..1500 {
+            let other = Log::Parked(format!("{number:x}").parse().expect("a number"));
+            store.append(other, NewEntry::new("a part")).await.expect("the store works");
+        }
+        let users: Vec<String> = (0..100).map(|number| format!("user{number}")).collect();
         let users: Vec<&str> = users.iter().map(|user| &**user).collect();
         let clients = parked(&one, &users).await;
         let (client, id) = &clients[7];
         comes_to(client, &third, *id).await;
 
+        assert_eq!(kick(&third, &Target::users(users[30..].iter().copied())).await, 70, "more than are looked up");
         let kicked = third.server().kick_everywhere(&Target::everyone(), "enough").await.expect("no topic");
         assert!(kicked.silent.is_empty(), "{kicked:?}");
-        assert_eq!(kicked.answers, [(third.id, 300)]);
+        assert_eq!(kicked.answers, [(third.id, 30)]);
         assert_eq!(kick(&third, &Target::everyone()).await, 0);
     });
 }
