@@ -11,7 +11,7 @@ import { ACK_MESSAGES, parseOffset, Session, type Failure } from "./session.js";
 import type { Store } from "./store.js";
 import type { Topics } from "./topics.js";
 import type { CallOptions, Events, OnewayOptions, Options, PushHandler, Reply, State } from "./types.js";
-import type { Dial } from "./wire.js";
+import { webSocketDial, type Dial } from "./wire.js";
 
 /** How long fewer messages than {@link ACK_MESSAGES} may wait for their acknowledgement. */
 const ACK_DELAY = 50;
@@ -45,13 +45,6 @@ const DEFAULTS = {
 
 /** Options with their defaults. */
 export type Settings = typeof DEFAULTS & Omit<Options, keyof typeof DEFAULTS>;
-
-/** What an entry of the package brings along. */
-export interface Parts {
-  /** The first one is that of arguments, and of the framework's own calls. */
-  codecs: Codec[];
-  dial: Dial;
-}
 
 /** A call or a oneway request on its way. */
 export interface Request {
@@ -133,15 +126,16 @@ export class Core {
   private ackDue_!: number;
   private reported_ = -CALM;
 
-  constructor(/** @internal */ readonly address_: string, options: Options, parts: Parts) {
+  /** `codecs`: the first one is that of arguments, and of the framework's own calls. */
+  constructor(/** @internal */ readonly address_: string, options: Options, codecs: Codec[], dial?: Dial) {
     this.settings_ = { ...DEFAULTS };
     for (const name in options) {
       const given = options[name as keyof Options];
       if (given !== undefined) (this.settings_ as Record<string, unknown>)[name] = given;
     }
-    this.control_ = parts.codecs[0]!;
-    this.codecs_ = [this.settings_.codec ?? this.control_, ...parts.codecs];
-    this.dial_ = this.settings_.dial ?? parts.dial;
+    this.control_ = codecs[0]!;
+    this.codecs_ = [this.settings_.codec ?? this.control_, ...codecs];
+    this.dial_ = this.settings_.dial ?? dial ?? webSocketDial(options.WebSocket);
   }
 
   /** What the client does now. Changes are told by `on("state", …)`. */

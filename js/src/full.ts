@@ -13,9 +13,10 @@ import type { Dial } from "./wire.js";
 
 /** What `Bothways` of `bothways` and of `bothways/node` have in common. */
 export class Client extends Core {
-  constructor(address: string, options: Options, dial: Dial) {
+  /** `address`: `wss://host/_rpcx_`, rpcx's `ws@host:port`, or `/_rpcx_` on the server that the page came from. */
+  constructor(address: string, options: Options = {}, dial?: Dial) {
     const codec = msgpack();
-    super(address, options, { codecs: [codec, json(), raw()], dial });
+    super(address, options, [codec, json(), raw()], dial);
     listen(this.listeners_, "_failed", (error: BothwaysError, { detail = "" }: Said) => {
       // One that cannot be read is reported as what a listener throws, and the error is told without it.
       error.detail = codec.decode(Uint8Array.from(atob(detail), (char) => char.charCodeAt(0)));

@@ -6,7 +6,6 @@
  */
 import { json } from "./codec.js";
 import { Core } from "./client.js";
-import { webSocketDial } from "./wire.js";
 import type { Options } from "./types.js";
 
 export { handle } from "./answers.js";
@@ -17,6 +16,6 @@ export { subscribe } from "./topics.js";
 export class Bothways extends Core {
   /** `address`: `wss://host/_rpcx_`, rpcx's `ws@host:port`, or `/_rpcx_` on the server that the page came from. */
   constructor(address: string, options: Options = {}) {
-    super(address, options, { codecs: [json()], dial: webSocketDial(options.WebSocket) });
+    super(address, options, [json()]);
   }
 }

@@ -1,6 +1,7 @@
 /** Messages with keys: repetitions, and values of which only the newest counts. */
 
 import type { Core } from "./client.js";
+import { EMPTY } from "./frame.js";
 import { listen } from "./listeners.js";
 import type { Entry } from "./pushes.js";
 import type { Failure } from "./session.js";
@@ -16,8 +17,8 @@ const REPEATS_MAX = 256;
  * same key only the newest, where several wait. Before `connect()`.
  */
 export function dropRepeats(client: Core): void {
-  /** Of each key the message that came first, how it ended if it has, and the repetitions that wait for that. */
-  const all = new Map<string, { entry_: Entry; end_?: [Failure | undefined]; repeats_: Entry[] }>();
+  /** Of each key the message that came first, until it has ended; how that was; and the repetitions that wait for it. */
+  const all = new Map<string, { entry_?: Entry; why_?: Failure; repeats_: Entry[] }>();
   const newest = new Map<string, Entry>();
 
   listen(client.listeners_, "_came", (entry: Entry) => {
@@ -25,7 +26,9 @@ export function dropRepeats(client: Core): void {
     const known = all.get(ik!);
     if (known) {
       entry.isTaken_ = true;
-      if (known.end_) client.done_(entry, known.end_[0]);
+      // It waits for a time, and what it says is known.
+      entry.frame_.payload_ = EMPTY;
+      if (!known.entry_) client.done_(entry, known.why_);
       else if (known.repeats_.length < REPEATS_MAX) known.repeats_.push(entry);
       return;
     }
@@ -46,7 +49,8 @@ export function dropRepeats(client: Core): void {
     if (known?.entry_ != entry) return;
     // One that failed may come again.
     if (why && why != "superseded") all.delete(ik!);
-    known.end_ = [why];
+    known.entry_ = undefined;
+    known.why_ = why;
     for (const repeat of known.repeats_.splice(0)) client.done_(repeat, why);
   });
 }

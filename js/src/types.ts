@@ -94,7 +94,7 @@ export interface Message {
   text(): string;
   /** The topic to which it was published. */
   topic?: string;
-  /** Where it stands there, if the topic has a history. */
+  /** Where it stands there, if the topic has a history and this client has subscribed to anything. */
   position?: Position;
   /** How many messages were dropped since the one that was given before this one, here or by the server. */
   dropped: number;
