@@ -21,6 +21,12 @@ use super::{
 };
 use crate::{error::CallError, guard};
 
+#[cfg(test)]
+thread_local! {
+    /// How often this thread took such a lock.
+    pub(crate) static LOCKS_TAKEN: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// Where the answer to a call is told.
 type Reply = oneshot::Sender<Result<Message, CallError>>;
 
@@ -47,6 +53,8 @@ impl StateLock {
     /// Anyone who takes the lock may change something: the connection is looked at in the next turn.
     #[inline]
     pub(super) fn lock(&self) -> Locked<'_> {
+        #[cfg(test)]
+        LOCKS_TAKEN.set(LOCKS_TAKEN.get() + 1);
         let mut state = self.state.lock();
         if !state.place.soon {
             self.look_soon(&mut state);

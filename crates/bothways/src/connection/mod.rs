@@ -95,6 +95,8 @@ use bothways_proto::{
 use bytes::Bytes;
 use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
+#[cfg(test)]
+pub(crate) use self::lock::LOCKS_TAKEN;
 pub use self::send::Sent;
 pub(crate) use self::{
     announced::{METHODS_BYTES_MAX, Methods},

@@ -126,6 +126,31 @@ fn join(frames: &[PushFrame]) -> Option<Bytes> {
     Some(joined.into())
 }
 
+/// A connection that is being given pushes.
+pub(crate) struct Taking<'a> {
+    connection: &'a Connection,
+    state: Locked<'a>,
+}
+
+impl Taking<'_> {
+    /// Takes a push that was encoded before, under this number, if it goes straight to the socket's next write. Answers as
+    /// [`Connection::queue_as`], and whether so much waits that it is to be written at once; `None`: there is no room for it
+    /// now, or it is larger than the peer takes.
+    pub(crate) fn take(&mut self, frame: &Bytes, seq: Seq) -> Option<(u64, bool)> {
+        let Self { connection, state } = self;
+        if !connection.is_trusted()
+            || !state.takes_pushes()
+            || !state.outbox.goes_direct()
+            || state.check_frame(frame).is_err()
+        {
+            return None;
+        }
+        let added = state.outbox.add_frame_as(Lane::Push, frame, Some(seq), &connection.shared.settings.bounds());
+        added.ok()?;
+        Some((state.outbox.pushes_added(), state.outbox.is_worth_a_write()))
+    }
+}
+
 impl Connection {
     /// Sends one message that wants no reply. Never waits: a peer that does not read hurts only itself.
     ///
@@ -239,21 +264,14 @@ impl Connection {
         self.is_trusted() && state.takes_pushes() && state.outbox.goes_direct()
     }
 
-    /// Takes a push that was encoded before, under this number, if it goes straight to the socket's next write. Answers as
-    /// [`Self::queue_as`], and whether so much waits that it is to be written at once; `None`: there is no room for it now,
-    /// or it is larger than the peer takes.
+    /// As [`Taking::take`], of one alone.
     pub(crate) fn take_push(&self, frame: &Bytes, seq: Seq) -> Option<(u64, bool)> {
-        let mut state = self.shared.state.lock();
-        if !self.is_trusted()
-            || !state.takes_pushes()
-            || !state.outbox.goes_direct()
-            || state.check_frame(frame).is_err()
-        {
-            return None;
-        }
-        let added = state.outbox.add_frame_as(Lane::Push, frame, Some(seq), &self.shared.settings.bounds());
-        added.ok()?;
-        Some((state.outbox.pushes_added(), state.outbox.is_worth_a_write()))
+        self.take_pushes().take(frame, seq)
+    }
+
+    /// Takes several pushes under one lock. Others wait for it meanwhile.
+    pub(crate) fn take_pushes(&self) -> Taking<'_> {
+        Taking { connection: self, state: self.shared.state.lock() }
     }
 
     /// True if so much waits that it is to be written at once.

@@ -394,7 +394,9 @@ mod tests {
         *,
     };
     use crate::{
-        Client, ClientOptions, Reconnect, Reply, Request, Server, ServerMessages, codec::Raw, connection::Connection,
+        Client, ClientOptions, Reconnect, Reply, Request, Server, ServerMessages,
+        codec::Raw,
+        connection::{Connection, LOCKS_TAKEN},
         server::Listening,
     };
 
@@ -654,6 +656,20 @@ mod tests {
         let flight = Flight::of(&push, &encoded, &receipt, Origin::Push).expect("it has no key");
         let noted = batch.note(|_| Ok::<_, ()>(Noted::new(&push, flight, None, None)));
         noted.expect("it is made").map(|(fill, _)| fill)
+    }
+
+    /// What is noted a session takes under one lock of its connection, and not under one for each push.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_takes_what_is_noted_at_once() {
+        let (_server, _clients, sessions, note) = two_sessions("at-once").await;
+        let batch = Arc::<Batches>::default().of(&sessions).expect("the first");
+        (0..50).for_each(|_| assert!(note(&batch).is_some(), "it is open"));
+        let locked = LOCKS_TAKEN.get();
+        drop(sessions[0].lock());
+        assert_eq!(LOCKS_TAKEN.get() - locked, 1);
+        batch.close();
+        sessions[0].write_batch(&batch);
+        assert_eq!(sessions[0].connection().expect("it is up").pushes_written(), 50);
     }
 
     /// Sessions that go from batch to batch take no more onto their connections than is written soon.

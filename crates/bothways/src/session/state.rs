@@ -75,6 +75,9 @@ use crate::{
 /// minute at most.
 const FORMER_MAX: usize = 4;
 
+/// Pushes that a connection is given under one lock of it: others wait for less than 20 µs.
+const FLOWN_AT_ONCE: usize = 64;
+
 /// See the module.
 pub(super) struct State {
     phase: Phase,
@@ -192,6 +195,11 @@ const FOLLOWS_MAX: Duration = Duration::from_secs(60);
 /// Most keys of which it is known that what follows a session is older. Values of others come as they come.
 #[cfg(feature = "cluster")]
 const NEWER_MAX: usize = 1024;
+
+fn takes_no_such(rare: Option<&Rare>, service_path: &str, service_method: &str) -> bool {
+    let Some(rare) = rare.filter(|rare| rare.takes_only_these) else { return false };
+    rare.methods.as_ref().is_some_and(|methods| !methods.contains(service_path, service_method))
+}
 
 /// What is left of a session when it ends. Dropped when nothing is locked: what it was owed is dropped with it.
 pub(super) struct Remains {
@@ -749,8 +757,7 @@ impl State {
 
     /// True if nobody at the client takes a push of this name.
     pub(super) fn takes_no_such(&self, service_path: &str, service_method: &str) -> bool {
-        let Some(rare) = self.rare.as_ref().filter(|rare| rare.takes_only_these) else { return false };
-        rare.methods.as_ref().is_some_and(|methods| !methods.contains(service_path, service_method))
+        takes_no_such(self.rare.as_deref(), service_path, service_method)
     }
 
     /// True if a call can reach its client, now or when the client is back.
@@ -1139,9 +1146,35 @@ impl State {
     fn take_noted(&mut self, batch: &Batch, event_log: &Arc<EventLog>) {
         let noted = batch.noted();
         let from = std::mem::replace(&mut self.taken, noted.len() as u32);
-        for noted in noted.iter().skip(from as usize) {
-            self.take_one(noted, event_log);
+        let mut left = noted.get(from as usize..).unwrap_or_default();
+        loop {
+            let flown = self.fly_some(left, event_log);
+            if flown == 0 {
+                break;
+            }
+            left = &left[flown..];
         }
+        left.iter().for_each(|noted| self.take_one(noted, event_log));
+    }
+
+    /// Gives the first of these to the connection, as [`Self::fly`] does, under one lock of it. Answers how many; it may take
+    /// more. 0: what is next, if anything, does not go straight to a connection.
+    fn fly_some(&mut self, noted: &[Noted], event_log: &Arc<EventLog>) -> usize {
+        let knows_topics = self.knows_topics();
+        let (Phase::Plain { connection } | Phase::Resumable { connection }) = &self.phase else { return 0 };
+        if noted.is_empty() {
+            return 0;
+        }
+        let mut taking = connection.take_pushes();
+        let mut flies = |noted: &Noted| {
+            let is_stalled = noted.topic.as_deref().is_some_and(|topic| self.patterns.is_stalled(topic));
+            !is_stalled
+                && !takes_no_such(self.rare.as_deref(), &noted.service_path, &noted.service_method)
+                && self.ledger.send(noted.for_one(knows_topics), event_log, |frame, seq| {
+                    taking.take(frame, seq).map(|(mark, _)| mark)
+                })
+        };
+        noted.iter().take(FLOWN_AT_ONCE).take_while(|noted| flies(noted)).count()
     }
 
     fn take_one(&mut self, noted: &Noted, event_log: &Arc<EventLog>) {
