@@ -43,6 +43,7 @@ const SESSION_ROWS: &[&[&str]] = &[
         "given_up",
         "side_by_side",
         "lock",
+        "gate",
         "secrets",
         "shards",
         "queues",

@@ -313,7 +313,7 @@ impl Node {
         let behind = |number: u64| chains.get(&number).map_or(&[][..], |chain| &**chain);
         let (taken, cuts) = {
             // What is pushed is before the cuts, or finds the session.
-            let _alone = sessions.gate.write();
+            let _alone = sessions.gate.alone();
             let at = (me, self.last_push());
             let cuts = self.moves.own(id, owned, is_stale, at, cuts_of(image.taken.clone()));
             let follows = |number| self.is_followed(giver, behind(number)).then(|| self.follows(giver, number));

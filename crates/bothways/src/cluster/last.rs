@@ -240,6 +240,10 @@ impl Node {
     pub(super) fn know_parts(&self, from: NodeId, names: Vec<Name>) -> Answer {
         let mut state = self.state.lock();
         let State { owed, parts_owed, .. } = &mut *state;
+        let has_gone = |name: &Name| owed.get(&name.0).is_some_and(|owed| owed.have_gone([name.1].iter()));
+        if names.iter().any(has_gone) || parts_owed.get(&from).is_some_and(|owed| owed.have_gone(names.iter())) {
+            return Answer::NotHeard;
+        }
         let known = names.into_iter().map(|name| {
             // While the node lives that has given the name, that one is told.
             let of_node = owed.get(&name.0).and_then(|owed| owed.state(name.1)).copied();

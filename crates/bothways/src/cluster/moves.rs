@@ -73,6 +73,8 @@ pub(super) const ASK_MAX: Duration = Duration::from_secs(1);
 const TAKEN_MAX: Duration = Duration::from_secs(10);
 /// Most lives of this node whose names it knows again in a record. More do not end while a record is kept.
 const LIVES_MAX: usize = 1024;
+/// After how long the node to which a session went knows of its pushes, if it ever does.
+const KNOWN_AFTER: Duration = Duration::from_secs(10);
 /// Numbers of relays are of another kind than those of pushes.
 const RELAY: PushNumber = 1 << 63;
 
@@ -127,10 +129,12 @@ pub(super) struct Parcel {
 pub(super) struct Following {
     /// `None`: the session is in the store.
     pub(super) node: Option<NodeId>,
-    /// It is known that the session went there. Until then, the node that speaks of it has it.
-    is_settled: bool,
+    /// Since when it is known that the session went there. Until then, the node that speaks of it has it.
+    settled: Option<Instant>,
     /// The name under which another node hears of it.
     pub(super) debt: Option<Name>,
+    /// What the node that has the session calls it, if it has gone on from the one that it went to.
+    alias: Option<Name>,
     /// Until when it waits in the store.
     pub(super) until: Option<Instant>,
     pub(super) changes: u64,
@@ -439,7 +443,7 @@ impl Moves {
         let relay = {
             let mut state = self.state.lock();
             let speaks =
-                |following: &&mut Following| !following.is_settled || following.node.is_none_or(|at| at == node);
+                |following: &&mut Following| following.settled.is_none() || following.node.is_none_or(|at| at == node);
             let Some(following) = state.relays.get_mut(&number).filter(speaks) else { return };
             following.node = Some(node);
             if following.said.is_some() && standing.changes <= following.changes {
@@ -618,7 +622,7 @@ impl Node {
         let members = self.members();
         let (numbers, departed) = {
             // What is pushed finds the session, or the note.
-            let _alone = sessions.gate.write();
+            let _alone = sessions.gate.alone();
             let last = self.last_push();
             let numbers = {
                 let mut state = self.moves.state.lock();
@@ -681,7 +685,7 @@ impl Node {
             return drop(relay);
         };
         // One that was in the store may have been taken out already.
-        (following.node, following.is_settled) = (to.or(following.node), true);
+        (following.node, following.settled) = (to.or(following.node), Some(Instant::now()));
         // It may have been told before.
         match following.said {
             None => following.relay = Some(relay),
@@ -755,6 +759,8 @@ impl Node {
     pub(super) fn run_late(self: &Arc<Self>, from: NodeId, number: PushNumber, id: SessionId, bytes: Bytes) -> Answer {
         let Ok(entry) = EntryImage::decode(SerializeType::MSGPACK, bytes) else { return Answer::Refused };
         let Some(sessions) = self.registry() else { return Answer::Refused };
+        // It is here, or has gone on, and nothing between: its former node may know of it before it is taken in.
+        let _stay = sessions.gate.stay();
         let gone_on = self.moves.state.lock().passing.went(id);
         let behind: Vec<NodeId> = entry.behind.iter().copied().map(NodeId).collect();
         let receipt = match gone_on {
@@ -853,6 +859,10 @@ impl Node {
         let is_frozen = {
             let mut state = self.moves.state.lock();
             let Some(mut owning) = state.owned.get_mut(id) else { return Thawed::Unknown };
+            if owning.owned.revision != was && revision <= owning.owned.revision {
+                // Another one of this node was written after it: by that the image may be out again.
+                return Thawed::Unknown;
+            }
             let is_frozen = !owning.owned.is_live();
             owning.owned.thawed(revision);
             (owning.is_watched, owning.asked) = (false, None);
@@ -1011,13 +1021,10 @@ impl Node {
                     self.moves.note(id);
                 }
             }
-            Keep::Gone(owner) if was.is_some() => {
-                // Another node has it: what is here is nobody's any more.
-                match self.moves.asked(id) == Some(owner) && !is_stale {
-                    true => self.depart_when_there(id, owner).await,
-                    false => self.end_lost(&sessions, id),
-                }
-            }
+            // It was given away meanwhile, and has gone: its own task sees to that.
+            Keep::Gone(_) if was.is_some() && !is_stale && self.moves.is_frozen(id) => {}
+            // Another node has it: what is here is nobody's any more.
+            Keep::Gone(_) if was.is_some() => self.end_lost(&sessions, id),
             Keep::GivenUp => self.end_given_up(id),
             Keep::Gone(_) | Keep::Forgotten | Keep::Later | Keep::Write(_) => self.moves.later(id, RETRY),
         }
@@ -1133,7 +1140,7 @@ impl Node {
     ) -> Option<SessionImage> {
         let me = self.me()?;
         let mut debts = Vec::new();
-        let _alone = sessions.gate.write();
+        let _alone = sessions.gate.alone();
         let taken = self.moves.taken(id, me, self.last_push());
         let mut image = sessions.give(id, hash, &mut |debt| {
             let debt = debt.filter(|(node, _)| *node != me);
@@ -1160,7 +1167,7 @@ pub(super) fn cuts_of(numbers: Vec<(u64, PushNumber)>) -> Cuts {
 
 impl Following {
     fn of(node: Option<NodeId>, debt: Option<Name>) -> Self {
-        Self { node, is_settled: false, debt, until: None, changes: 0, said: None, relay: None }
+        Self { node, settled: None, debt, alias: None, until: None, changes: 0, said: None, relay: None }
     }
 }
 
@@ -1224,7 +1231,7 @@ impl Moves {
         let mut state = self.state.lock();
         let State { relays, aliases, .. } = &mut *state;
         if let Some(following) = relays.get_mut(&number).filter(|following| following.node == Some(by)) {
-            following.node = at;
+            (following.node, following.alias, following.settled) = (at, Some(to), Some(Instant::now()));
             // The node that has it now counts its own changes.
             (following.changes, following.said) = (0, None);
             aliases.insert(to, number);
@@ -1240,6 +1247,29 @@ impl Moves {
         drop(forgotten);
     }
 
+    /// What this node is asked for of pushes whose sessions have gone there, by the names that it has for them.
+    pub(super) fn digest(&self, node: NodeId, me: NodeId) -> Vec<Name> {
+        let state = self.state.lock();
+        let is_known = |since: Instant| KNOWN_AFTER <= since.elapsed();
+        let is_there = |following: &Following| following.node == Some(node) && following.settled.is_some_and(is_known);
+        let there = state.relays.iter().filter(|(_, following)| is_there(following));
+        there.map(|(number, following)| following.alias.unwrap_or((me, *number))).collect()
+    }
+
+    /// The answer to that. `None`: it knows nothing of it, so that nobody hears any more how it ends. That node may have begun
+    /// another life since it took the session in.
+    pub(super) fn digested(&self, number: PushNumber, node: NodeId, standing: Option<&Standing>) {
+        if let Some(standing) = standing {
+            return self.told(number, node, standing);
+        }
+        let mut state = self.state.lock();
+        let is_there = |following: &Following| following.node == Some(node) && following.settled.is_some();
+        let is_its = state.relays.get(&number).is_some_and(is_there);
+        let forgotten = if is_its { state.relays.remove(&number) } else { None };
+        drop(state);
+        drop(forgotten);
+    }
+
     /// The relay with this other name.
     pub(super) fn alias(&self, name: Name) -> Option<PushNumber> {
         self.state.lock().aliases.get(&name).copied()
@@ -1248,10 +1278,6 @@ impl Moves {
     fn later(&self, id: SessionId, after: Duration) {
         self.state.lock().later.insert((Instant::now() + after, id));
         self.due.notify_one();
-    }
-
-    fn asked(&self, id: SessionId) -> Option<NodeId> {
-        self.state.lock().owned.get(id)?.asked.map(|(by, _)| by)
     }
 
     /// Some of the sessions whose records are due now.

@@ -143,6 +143,22 @@ pub(super) struct Life {
     is_over: AtomicBool,
 }
 
+impl Life {
+    /// Nothing more is run of this node's mail. What is being run is done when this returns, and leaves nothing behind that
+    /// comes after it.
+    fn forget(&self, node: NodeId) {
+        let incoming = self.incoming.lock().remove(&node);
+        drop(incoming.as_ref().map(|incoming| incoming.lock()));
+    }
+
+    /// The same of all nodes.
+    fn end(&self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        let all: Vec<NodeId> = self.incoming.lock().keys().copied().collect();
+        all.into_iter().for_each(|node| self.forget(node));
+    }
+}
+
 pub(super) struct State {
     /// `None`: it is no member at the moment.
     pub(super) life: Option<Arc<Life>>,
@@ -178,8 +194,8 @@ pub(super) struct Link {
     pub(super) is_missing: bool,
     /// Since when it has answered nothing.
     pub(super) silent_since: Option<Instant>,
-    /// What a digest asked for last.
-    digested: PushNumber,
+    /// What digests asked for last: of pushes, and of parts.
+    digested: (Option<PushNumber>, Option<Name>),
     /// The first push that went there.
     first: PushNumber,
     whose: Whose,
@@ -446,11 +462,12 @@ impl Node {
 
     /// The lease has ended: this life is over, and what it has begun elsewhere is unknown.
     async fn end_life(&self, why: UnreachedWhy) {
+        let life = self.state.lock().life.clone();
+        if let Some(life) = life {
+            life.end();
+        }
         let (life, lease) = {
             let mut state = self.state.lock();
-            if let Some(life) = &state.life {
-                life.is_over.store(true, Ordering::SeqCst);
-            }
             // Until the next life all are named that are remembered.
             state.absent.forget_old(Instant::now());
             let others: Vec<NodeId> = state.members.keys().copied().collect();
@@ -516,7 +533,7 @@ impl Node {
                         revision,
                         is_missing: false,
                         silent_since: None,
-                        digested: 0,
+                        digested: (None, None),
                         first: next,
                         whose,
                         leaves: false,
@@ -563,15 +580,18 @@ impl Node {
     fn lose(&self, node: NodeId) {
         let life = {
             let mut state = self.state.lock();
-            state.calls.end_of(node);
             let moved = state.drop_member(node, UnreachedWhy::NodeLost);
             state.note(moved);
-            // It is no member any more.
-            self.owe_behind(&mut state, node);
             state.life.clone()
         };
         if let Some(life) = life {
-            life.incoming.lock().remove(&node);
+            life.forget(node);
+        }
+        {
+            let mut state = self.state.lock();
+            state.calls.end_of(node);
+            // It is no member any more.
+            self.owe_behind(&mut state, node);
         }
         self.settle();
         self.moves.lost(Some(node));
@@ -634,25 +654,17 @@ impl Node {
 
     /// Asks a member how this node's pushes stand there.
     fn ask_digest(&self, node: NodeId) {
+        let relays = self.me().map(|me| self.moves.digest(node, me)).unwrap_or_default();
         let mut state = self.state.lock();
-        let mut pushes = state.origin.digest(node);
-        let mut parts = state.origin.digest_parts(node);
+        let pushes = state.origin.digest(node);
+        let parts = [state.origin.digest_parts(node), relays].concat();
         let State { members, calls, .. } = &mut *state;
         let Some(link) = members.get_mut(&node) else { return };
         calls.ask_digest(node, &mut link.out);
-        parts.truncate(STATES_MAX * 8);
-        for some in parts.chunks(STATES_MAX) {
+        for some in some_in_turn(parts, &mut link.digested.1).chunks(STATES_MAX) {
             let _ = link.out.offer(Queued::now(Item::PartsDigest(some.to_vec())), some.len() * ITEM_BYTES);
         }
-        if pushes.is_empty() {
-            return;
-        }
-        // A few each time, in turn.
-        let at = pushes.partition_point(|push| *push <= link.digested) % pushes.len();
-        pushes.rotate_left(at);
-        pushes.truncate(STATES_MAX * 8);
-        link.digested = pushes.last().copied().unwrap_or_default();
-        for some in pushes.chunks(STATES_MAX) {
+        for some in some_in_turn(pushes, &mut link.digested.0).chunks(STATES_MAX) {
             let queued = Queued::now(Item::Digest(some.to_vec()));
             // What has no room now is asked for the next time.
             let _ = link.out.offer(queued, some.len() * ITEM_BYTES);
@@ -710,7 +722,7 @@ impl Node {
 
     /// A batch of this link was answered.
     fn answered(&self, node: NodeId, wake: &Arc<Notify>, number: Number, answers: Vec<Answer>) {
-        let (mut moved, mut late) = (Vec::new(), Vec::new());
+        let (mut moved, mut late, mut relayed) = (Vec::new(), Vec::new(), Vec::new());
         {
             let mut state = self.state.lock();
             let State { members, origin, owed, parts_owed, owing, calls, .. } = &mut *state;
@@ -734,7 +746,10 @@ impl Node {
                     }
                     (Item::PartsDigest(names), Answer::Known(states)) => {
                         for (name, state) in names.into_iter().zip(states) {
-                            moved.extend(origin.part_digested(name, node, state));
+                            match origin.has_part(name) {
+                                true => moved.extend(origin.part_digested(name, node, state)),
+                                false => relayed.push((name, state)),
+                            }
                         }
                     }
                     (Item::Digest(pushes), Answer::Known(states)) => {
@@ -754,6 +769,12 @@ impl Node {
         }
         self.settle();
         late.iter().for_each(|(number, standing)| self.moves.told(*number, node, standing));
+        for (name, standing) in relayed {
+            let own = Some(name.1).filter(|number| Self::is_relay(*number) && self.me() == Some(name.0));
+            if let Some(number) = own.or_else(|| self.moves.alias(name)) {
+                self.moves.digested(number, node, standing.as_ref());
+            }
+        }
         self.said.notify_waiters();
     }
 
@@ -835,8 +856,11 @@ impl Node {
 
     fn take_batch(self: &Arc<Self>, life: &Life, from: NodeId, number: Number, items: Vec<Item>) -> Option<Bytes> {
         // One that has just joined is in the engine's list, or will be when it asks again.
-        let is_member = || self.state.lock().members.contains_key(&from);
-        if !is_member() && !self.engine.members().borrow().contains_key(&from) {
+        let is_member = || {
+            let is_known = self.state.lock().members.contains_key(&from);
+            is_known || self.engine.members().borrow().contains_key(&from)
+        };
+        if !is_member() {
             return None;
         }
         let incoming = {
@@ -844,7 +868,8 @@ impl Node {
             Arc::clone(all.entry(from).or_insert_with(|| Arc::new(Mutex::new(Incoming::new()))))
         };
         let mut incoming = incoming.lock();
-        if life.is_over.load(Ordering::SeqCst) {
+        // Looked at again: what it has run may be forgotten since.
+        if life.is_over.load(Ordering::SeqCst) || !is_member() {
             return None;
         }
         match incoming.arrive(number) {
@@ -904,7 +929,10 @@ impl Node {
             Item::Digest(pushes) => {
                 let mut state = self.state.lock();
                 let owed = state.owed.entry(from).or_insert_with(Owed::new);
-                Answer::Known(pushes.into_iter().map(|push| owed.asked(push)).collect())
+                match owed.have_gone(pushes.iter()) {
+                    true => Answer::NotHeard,
+                    false => Answer::Known(pushes.into_iter().map(|push| owed.asked(push)).collect()),
+                }
             }
             Item::Call(call, waited, carried) => {
                 self.run_call(from, call, Duration::from_millis(waited), carried).unwrap_or(Answer::Refused)
@@ -946,7 +974,7 @@ impl Node {
             }
         });
         receipt.addressed(from, push);
-        let _stay = sessions.gate.read_recursive();
+        let _stay = sessions.gate.stay();
         self.moves.saw(from, push);
         if !sessions.push_carried(&to, &to_push, &receipt, (from, push)) {
             return sessions.have_ended().then_some(Answer::Left);
@@ -1024,6 +1052,19 @@ impl State {
         moved.extend(self.origin.lost(node, of_pushes));
         moved
     }
+}
+
+/// A few of these, each time others in turn: those behind the last one of the time before.
+fn some_in_turn<T: Copy + Ord>(mut all: Vec<T>, last: &mut Option<T>) -> Vec<T> {
+    if all.is_empty() {
+        return all;
+    }
+    all.sort_unstable();
+    let at = all.partition_point(|one| Some(*one) <= *last) % all.len();
+    all.rotate_left(at);
+    all.truncate(STATES_MAX * 8);
+    *last = all.last().copied();
+    all
 }
 
 /// What the receipt has of a node that stands so.

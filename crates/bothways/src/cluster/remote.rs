@@ -407,6 +407,8 @@ pub(super) struct Owed<S, K: Ord = PushNumber> {
     due: BTreeSet<K>,
     /// Whose state was said in the last answer, which the origin may not have yet.
     answered: BTreeSet<K>,
+    /// Of which the last word is said: by a node that stops.
+    gone: BTreeSet<K>,
     mutant: Mutant,
 }
 
@@ -421,7 +423,8 @@ struct Owing<S> {
 
 impl<S: State, K: Copy + Ord> Owed<S, K> {
     pub(super) fn new() -> Self {
-        Self { pushes: BTreeMap::new(), due: BTreeSet::new(), answered: BTreeSet::new(), mutant: Mutant::None }
+        let (pushes, due) = (BTreeMap::new(), BTreeSet::new());
+        Self { pushes, due, answered: BTreeSet::new(), gone: BTreeSet::new(), mutant: Mutant::None }
     }
 
     #[cfg(test)]
@@ -473,6 +476,15 @@ impl<S: State, K: Copy + Ord> Owed<S, K> {
         self.pushes.remove(&push);
         self.due.remove(&push);
         self.answered.remove(&push);
+        self.gone.insert(push);
+    }
+
+    /// True if the last word of one of these is said, and on its way: an answer to a digest may overtake it, and says less.
+    pub(super) fn have_gone<'a>(&self, mut pushes: impl Iterator<Item = &'a K>) -> bool
+    where
+        K: 'a,
+    {
+        pushes.any(|push| self.gone.contains(push))
     }
 
     /// Of whom something is owed, whatever it is.

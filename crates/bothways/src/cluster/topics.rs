@@ -21,7 +21,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{Notify, Semaphore, oneshot, watch},
+    sync::{Notify, Semaphore, SemaphorePermit, oneshot, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -60,6 +60,8 @@ const PREPARE_MAX: Duration = Duration::from_secs(3);
 const PAGE_MAX: usize = 64;
 /// Topics that are read side by side.
 const READERS_MAX: usize = 16;
+/// The same of those whose logs have not answered: they take no place of others.
+const READERS_AGAIN_MAX: usize = 4;
 /// How often a log is read that does not show what is known to be there.
 const STALE_TRIES: u32 = 8;
 /// Pauses between tries: the first, and the longest.
@@ -92,7 +94,9 @@ pub(super) struct TopicsOfNode {
     wanted: Notify,
     /// A topic was read.
     read: Notify,
-    readers: Arc<Semaphore>,
+    readers: Semaphore,
+    /// See [`READERS_AGAIN_MAX`].
+    readers_again: Semaphore,
     /// Names this node in what it appends, for all its lives.
     publisher: u64,
 }
@@ -180,9 +184,16 @@ impl TopicsOfNode {
             state: Mutex::default(),
             wanted: Notify::new(),
             read: Notify::new(),
-            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            readers: Semaphore::new(READERS_MAX),
+            readers_again: Semaphore::new(READERS_AGAIN_MAX),
             publisher: rand::random(),
         }
+    }
+
+    /// Waits for a turn to ask a log, which has not answered so often. `None`: there are none any more.
+    async fn turn(&self, tries: u32) -> Option<SemaphorePermit<'_>> {
+        let turns = if tries == 0 { &self.readers } else { &self.readers_again };
+        turns.acquire().await.ok()
     }
 
     /// The receipt of a publish of this node that is seen in the log.
@@ -362,15 +373,11 @@ impl Node {
     /// not answer.
     fn spawn_reader(self: &Arc<Self>, topic: Arc<str>) -> oneshot::Receiver<bool> {
         let (node, mut stop) = (Arc::downgrade(self), self.stop.subscribe());
-        let readers = Arc::clone(&self.topics.readers);
         let (tell, told) = oneshot::channel();
         self.runtime.spawn(async move {
             let is_new = tokio::select! {
                 () = until_stopped(&mut stop) => false,
-                is_new = async {
-                    let Ok(_place) = readers.acquire().await else { return false };
-                    read_topic(&node, &topic).await
-                } => is_new,
+                is_new = read_topic(&node, &topic) => is_new,
             };
             // Nobody may wait for it.
             let _ = tell.send(is_new);
@@ -575,7 +582,7 @@ impl Node {
 impl Node {
     /// Gives a topic of which nothing is kept a position. False: the store has not taken that.
     async fn begin_topic(&self, sessions: &Registry, topic: &str) -> bool {
-        let Ok(_place) = self.topics.readers.acquire().await else { return false };
+        let Some(_turn) = self.topics.turn(0).await else { return false };
         let kept_for = sessions.hub.kept_for(topic).unwrap_or(BEGINNING_KEPT_MAX);
         let entry = NewEntry::new(Bytes::from_static(BEGINNING))
             .with_key(BEGINNING_KEY)
@@ -591,8 +598,11 @@ async fn read_topic(node: &Weak<Node>, topic: &Arc<str>) -> bool {
         let Some(node) = node.upgrade() else { return false };
         let Some(sessions) = node.sessions.upgrade() else { return false };
         let Some(copy) = sessions.hub.copy(topic) else { return false };
+        let Some(turn) = node.topics.turn(tries).await else { return false };
         if !copy.is_deep {
-            match load(&node, &sessions, topic).await {
+            let is_loaded = load(&node, &sessions, topic).await;
+            drop(turn);
+            match is_loaded {
                 true => continue,
                 false if !sessions.hub.has_subscribers(topic) => {
                     sessions.hub.end_reading(topic);
@@ -607,7 +617,9 @@ async fn read_topic(node: &Weak<Node>, topic: &Arc<str>) -> bool {
         }
 
         let after = sessions.hub.read_after(topic);
-        let step = match node.engine.read(Log::History(topic.to_string()), after, PAGE_MAX).await {
+        let read = node.engine.read(Log::History(topic.to_string()), after, PAGE_MAX).await;
+        drop(turn);
+        let step = match read {
             Ok(page) => {
                 tries = 0;
                 let places: HashMap<u64, Place> =
@@ -898,6 +910,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Logs that do not answer are asked again and again: they keep no other one from being read.
+    #[tokio::test(start_paused = true)]
+    async fn logs_that_do_not_answer_take_no_turn_of_others() {
+        let topics = TopicsOfNode::new();
+        let within = |tries| timeout(Duration::from_secs(1), topics.turn(tries));
+        let mut turns = Vec::new();
+        for _ in 0..READERS_AGAIN_MAX {
+            turns.push(within(1).await.expect("there is room"));
+        }
+        assert!(within(7).await.is_err(), "so many at once");
+        for _ in 0..READERS_MAX {
+            turns.push(within(0).await.expect("there is room"));
+        }
+        assert!(within(0).await.is_err(), "and so many of the others");
+        turns.clear();
+        assert!(within(1).await.is_ok() && within(0).await.is_ok());
     }
 
     /// What is not stored in its time is given up, and what may be is said to be unknown; what was seen in the log is stored.

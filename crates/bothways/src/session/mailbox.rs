@@ -116,7 +116,7 @@ impl MailboxOptions {
         Self::default()
     }
 
-    /// The longest time to live of a durable push; a longer one is refused. The cursor of a device that does not come is
+    /// The longest time to live of a durable push; a longer one is refused. The cursor of a device that handles no letter is
     /// kept as long. Default 30 days.
     pub fn ttl_max(self, ttl: Duration) -> Self {
         Self { ttl_max: ttl, ..self }

@@ -18,6 +18,7 @@
 //! | `totals.rs`, `queues.rs` | what became of all of them, and what waits in all sessions |
 //! | `carried.rs`, `elsewhere.rs` | pushes to sessions of other nodes, and what receipts know of them |
 //! | `anywhere.rs`, `carried_call.rs` | calls to sessions of other nodes |
+//! | `gate.rs` | keeps pushes apart from sessions that come and go |
 //! | `travel.rs` | sessions that go on at another node: given away, parted from, taken in |
 //! | `mailbox.rs`, `mailbox/` | durable pushes: a mailbox for each user, in a store |
 //! | `each.rs` | what became of it for each of many, if the push asks |
@@ -96,6 +97,8 @@ mod feed;
 mod fixtures;
 mod flight;
 mod flusher;
+#[cfg(feature = "cluster")]
+mod gate;
 mod given_up;
 mod handle;
 mod history;

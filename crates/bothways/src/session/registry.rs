@@ -94,7 +94,7 @@ pub(crate) struct Registry {
     /// Held while a push is on its way to sessions of this node, and by who takes a session in or parts from one. Locked
     /// before all others.
     #[cfg(feature = "cluster")]
-    pub(crate) gate: parking_lot::RwLock<()>,
+    pub(crate) gate: super::gate::Gate,
 }
 
 /// When the log was told last of what befalls sessions: of a crowd it is told how many, and `explain` has the rest.
@@ -147,7 +147,7 @@ impl Registry {
             #[cfg(feature = "cluster")]
             beyond: super::carried::Beyond::new(),
             #[cfg(feature = "cluster")]
-            gate: parking_lot::RwLock::new(()),
+            gate: super::gate::Gate::default(),
         })
     }
 
@@ -441,7 +441,7 @@ impl Registry {
         push: &Push,
         receipt: &Receipt,
     ) -> Result<(), SendError> {
-        let _stay = self.gate.read_recursive();
+        let _stay = self.gate.stay();
         self.push_here(target, push, receipt)?;
         if let Some(number) = beyond.route(carried, receipt)
             && beyond.has_left()
@@ -485,7 +485,7 @@ impl Registry {
     pub(crate) fn publish(&self, topic: &str, push: &Push, receipt: &Receipt) -> Result<(), SendError> {
         #[cfg(feature = "cluster")]
         if let Some(beyond) = self.beyond.get().filter(|_| !self.hub.keeps_history(topic)) {
-            let _stay = self.gate.read_recursive();
+            let _stay = self.gate.stay();
             self.hub.publish(topic, push, receipt)?;
             if let Some(number) = beyond.route(&super::Carried::of_topic(topic, push), receipt)
                 && beyond.has_left()

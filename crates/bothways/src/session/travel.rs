@@ -248,7 +248,7 @@ impl Registry {
     /// A session that was given away is in the store. Returns what follows its pushes, as [`Departed`] has it.
     pub(crate) fn let_go(&self, id: SessionId) -> Vec<Relay> {
         let departed = {
-            let _alone = self.gate.write();
+            let _alone = self.gate.alone();
             self.depart(id, &mut |_| 0)
         };
         let Some(Departed { relays, late, there }) = departed else { return Vec::new() };
@@ -484,7 +484,7 @@ impl Registry {
         }
         let tickets = {
             // What is pushed now is counted, or finds the session without anything.
-            let _alone = self.gate.write();
+            let _alone = self.gate.alone();
             let mut state = session.lock();
             state.leave_batch(&session.inner.event_log);
             state.ledger_mut().depart()
