@@ -265,6 +265,21 @@ test("a page that runs for days takes no more memory", async (t) => {
   assert.ok(after - before < 1 << 20, `${after - before} bytes more`);
 });
 
+test("what messages with keys said is not kept", async (t) => {
+  const { bw, server } = pair(t);
+  bw.onPush("T", "push", () => {});
+  await bw.connect();
+  const connection = await server.connection(1);
+  const payload = codec.encode(new Uint8Array(64 << 10));
+  await used();
+  const before = process.memoryUsage().arrayBuffers;
+  for (let n = 1; n <= 200; n++) connection.push(n, 0, { payload, meta: { "_bw.ik": `key ${n}` } });
+  await connection.frames.find(({ meta_ }) => meta_["_bw.ack"] === "200,200", "all are handled");
+  await used();
+  const more = process.memoryUsage().arrayBuffers - before;
+  assert.ok(more < 2 << 20, `${more} bytes more`);
+});
+
 /** A page for the client: a window and a document that are told what happens. */
 function page(t) {
   const window = new EventTarget();
