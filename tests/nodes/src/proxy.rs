@@ -22,6 +22,8 @@ pub struct Proxy {
 #[derive(Debug)]
 struct Shared {
     to: Mutex<Vec<String>>,
+    /// Where the last connection has come to.
+    last: Mutex<Option<String>>,
     doubled_to: Mutex<Option<String>>,
     state: watch::Sender<State>,
 }
@@ -47,7 +49,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let to = Mutex::new(addresses.into_iter().map(|address| bare(address.as_ref())).collect());
-        let shared = Arc::new(Shared { to, doubled_to: Mutex::default(), state: watch::Sender::default() });
+        let (last, doubled_to) = (Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { to, last, doubled_to, state: watch::Sender::default() });
         let of_tasks = Arc::clone(&shared);
         let accepting = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -70,6 +73,11 @@ impl Proxy {
     /// Who connects from here on comes to the first of these that takes it. Connections that are there stay.
     pub fn lead_to<A: AsRef<str>>(&self, addresses: impl IntoIterator<Item = A>) {
         *self.shared.to.lock() = addresses.into_iter().map(|address| bare(address.as_ref())).collect();
+    }
+
+    /// `HOST:PORT` of the one to which the last connection has come.
+    pub fn last_led_to(&self) -> Option<String> {
+        self.shared.last.lock().clone()
     }
 
     /// What the next connection sends goes to this address too, whose answers nobody reads.
@@ -112,7 +120,8 @@ async fn lead(shared: Arc<Shared>, socket: TcpStream) {
     let passing = async {
         let to = shared.to.lock().clone();
         let double = shared.doubled_to.lock().take();
-        let Some(server) = first_of(to).await else { return };
+        let Some((address, server)) = first_of(to).await else { return };
+        *shared.last.lock() = Some(address);
         let double = match double {
             Some(double) => TcpStream::connect(double).await.ok(),
             None => None,
@@ -125,10 +134,10 @@ async fn lead(shared: Arc<Shared>, socket: TcpStream) {
     }
 }
 
-async fn first_of(addresses: Vec<String>) -> Option<TcpStream> {
+async fn first_of(addresses: Vec<String>) -> Option<(String, TcpStream)> {
     for address in addresses {
-        if let Ok(socket) = TcpStream::connect(address).await {
-            return Some(socket);
+        if let Ok(socket) = TcpStream::connect(&address).await {
+            return Some((address, socket));
         }
     }
     None

@@ -191,6 +191,7 @@ impl Storm {
         sleep(QUIET).await;
         let faults = faults(&self.letters, &self.devices());
         assert!(faults.is_empty(), "{}", self.stories(&faults));
+        self.world.end();
         self.letters
     }
 

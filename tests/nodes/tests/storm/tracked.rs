@@ -111,17 +111,19 @@ impl Storm {
         for first in (0..=last).step_by(PAGE as usize) {
             told.extend(self.origin.receipts(first, last.min(first + PAGE - 1)).await);
         }
-        let pushed = |((at, aim), told)| Pushed { at, aim, told: of_node(told) };
-        Accounts {
+        let pushed = |((at, aim), told)| Pushed { at, aim, told: of_node(&self.world, told) };
+        let accounts = Accounts {
             pushes: self.aims.into_iter().zip(&told).map(pushed).collect(),
             clients: self.world.clients.iter().map(|held| std::mem::take(&mut *held.seen.lock())).collect(),
             blows: self.world.take_blows(),
             trails: BTreeMap::new(),
-        }
+        };
+        self.world.end();
+        accounts
     }
 }
 
-fn of_node(of: &bothways_nodes::Told) -> Told {
+fn of_node(world: &World, of: &bothways_nodes::Told) -> Told {
     assert_eq!((&of.refused, &of.stored), (&None, &Stored::Nowhere));
     let dropped = ["dropped_full", "dropped_disconnected", "dropped_session_ended", "expired"];
     let mut told = Told {
@@ -131,6 +133,7 @@ fn of_node(of: &bothways_nodes::Told) -> Told {
         unknown: of.at("unknown"),
         dropped: dropped.iter().map(|stage| of.at(stage)).sum(),
         maybe: of.unreached.iter().any(|missed| missed.maybe),
+        missed: of.unreached.iter().map(|missed| (world.name_of(&missed.node), missed.maybe)).collect(),
         unreached: of.unreached.iter().map(|missed| format!("{missed:?}")).collect(),
         ..Told::default()
     };

@@ -2,6 +2,7 @@
 //! befalls them.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,12 +12,12 @@ use std::{
 
 use bothways::{Client, ClientOptions, ConnectionEvent, ServerMessages};
 use bothways_brokers::Broker;
-use bothways_nodes::{Node, Options, Proxy};
+use bothways_nodes::{Command, Known, Node, Options, Proxy};
 use parking_lot::Mutex;
 use rand::{RngExt as _, rngs::StdRng};
 use tokio::{
     sync::Mutex as Turn,
-    task::{JoinHandle, spawn_blocking},
+    task::{AbortHandle, JoinHandle, spawn_blocking},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -36,6 +37,8 @@ const LEASE_DOUBT: Duration = Duration::from_secs(9);
 const ANOTHER_LIFE: Duration = Duration::from_secs(15);
 /// Without a connection for this long a client tries another node.
 const TRIES_ANOTHER: Duration = Duration::from_secs(3);
+/// How often each node is asked what it calls itself.
+const NAMES_EVERY: Duration = Duration::from_millis(500);
 /// What nobody waits for comes within this time.
 pub(crate) const QUIET: Duration = Duration::from_secs(5);
 /// Receipts that are asked for at once.
@@ -93,7 +96,7 @@ pub(crate) struct Held {
     way: Proxy,
     /// The place of the node to which its next connection goes, and of the one that let it in last.
     leads_to: Mutex<usize>,
-    home: Mutex<usize>,
+    home: Mutex<Option<usize>>,
     pub(crate) seen: Mutex<Seen>,
     is_connected: AtomicBool,
     is_away: AtomicBool,
@@ -106,6 +109,28 @@ pub(crate) struct World {
     places: Vec<Place>,
     pub(crate) clients: Vec<Held>,
     blows: Mutex<Blows>,
+    names: Mutex<Names>,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+/// Which node is which. A node has its first name here, whatever it calls itself later.
+#[derive(Default)]
+struct Names {
+    /// Where it is, and at which place: `None`: it is the one that pushes.
+    at: BTreeMap<String, (String, Option<usize>)>,
+    first: BTreeMap<String, String>,
+}
+
+impl Names {
+    fn started(&mut self, node: &Node, place: Option<usize>) {
+        self.at.insert(bare(node.address()).to_owned(), (node.id().to_owned(), place));
+        self.first.insert(node.id().to_owned(), node.id().to_owned());
+    }
+}
+
+/// Without the network before it.
+fn bare(address: &str) -> &str {
+    address.rsplit('@').next().unwrap_or(address)
 }
 
 impl World {
@@ -113,9 +138,13 @@ impl World {
     /// clients name theirs, `c` and the number of the client.
     pub(crate) async fn begin(seed: u64, broker: Broker, options: Options, have_devices: bool) -> (Arc<Self>, Node) {
         let [one, other, third, origin] = Node::start_all(&options).await;
+        let mut names = Names::default();
+        names.started(&origin, None);
         let places: Vec<Place> = [one, other, third]
             .into_iter()
-            .map(|node| {
+            .enumerate()
+            .map(|(place, node)| {
+                names.started(&node, Some(place));
                 let address = Mutex::new(Some(node.address().to_owned()));
                 Place { node: Turn::new(Some(node)), address }
             })
@@ -125,6 +154,7 @@ impl World {
         for client in 0..CLIENTS {
             let (place, user, group) = (client % NODES, client % USERS, client % GROUPS);
             let address = places[place].address.lock().clone().expect("it takes clients");
+            let homes = vec![(Duration::ZERO, names.at[bare(&address)].0.clone())];
             let way = Proxy::to([address]).await;
             let second = Duration::from_secs(1);
             let options =
@@ -132,21 +162,54 @@ impl World {
             let options = if have_devices { options.device(&format!("c{client}")) } else { options };
             let (client, messages) = Client::bidirectional(&way.address(), options).await.expect("it is let in");
             ends.push((client, messages));
-            let (leads_to, home) = (Mutex::new(place), Mutex::new(place));
+            let (leads_to, home) = (Mutex::new(place), Mutex::new(Some(place)));
             let (is_connected, is_away) = (AtomicBool::new(true), AtomicBool::new(false));
-            let seen = Mutex::new(Seen { user, group, ..Seen::default() });
+            let seen = Mutex::new(Seen { user, group, homes, ..Seen::default() });
             clients.push(Held { way, leads_to, home, seen, is_connected, is_away });
         }
         // The records of the sessions are written: other nodes can have them.
         sleep(Duration::from_secs(1)).await;
 
         let broker = Arc::new(Mutex::new(broker));
-        let world = Self { began: Instant::now(), options, broker, places, clients, blows: Mutex::default() };
+        let (blows, tasks, names) = (Mutex::default(), Mutex::default(), Mutex::new(names));
+        let world = Self { began: Instant::now(), options, broker, places, clients, blows, names, tasks };
         let world = Arc::new(world);
+        let mut tasks = Vec::new();
         for (me, (client, messages)) in ends.into_iter().enumerate() {
-            tokio::spawn(live(Arc::clone(&world), me, seed, client, messages));
+            tasks.push(tokio::spawn(live(Arc::clone(&world), me, seed, client, messages)).abort_handle());
         }
+        tasks.push(tokio::spawn(learn_names(Arc::clone(&world))).abort_handle());
+        *world.tasks.lock() = tasks;
         (world, origin)
+    }
+
+    /// Its clients, its nodes and its brokers go: another storm follows.
+    pub(crate) fn end(&self) {
+        self.tasks.lock().drain(..).for_each(|task| task.abort());
+    }
+
+    /// A node that a receipt names, by its first name. `None`: it has not told this one.
+    pub(crate) fn name_of(&self, node: &str) -> Option<String> {
+        self.names.lock().first.get(node).cloned()
+    }
+
+    /// Clients may stay at this node: it is neither killed nor does it drain.
+    fn takes_clients(&self, node: &str, place: Option<usize>) -> bool {
+        let Some(place) = place else { return true };
+        let address = self.places[place].address.lock().clone();
+        let names = self.names.lock();
+        address.and_then(|address| names.at.get(bare(&address))).is_some_and(|(name, _)| name == node)
+    }
+
+    /// Where this client is connected now: the node's name, and its place.
+    fn home_of(&self, held: &Held, client: &Client) -> Option<(String, Option<usize>)> {
+        let peer = client.connection().ok()?.peer_address();
+        let address = match bare(&peer) == bare(&held.way.address()) {
+            true => held.way.last_led_to()?,
+            // Its server has named another one, and it went there by itself.
+            false => bare(&peer).to_owned(),
+        };
+        self.names.lock().at.get(&address).cloned()
     }
 
     /// What befalls it from now on, for this time.
@@ -184,12 +247,14 @@ impl World {
         let start = |options: Options| tokio::spawn(async move { Node::start(&options).await });
         let origin = start(self.options.clone());
         let starting: Vec<_> = nodes.iter().map(|_| start(self.options.clone())).collect();
-        for ((place, node), started) in self.places.iter().zip(&mut nodes).zip(starting) {
+        for (number, ((place, node), started)) in self.places.iter().zip(&mut nodes).zip(starting).enumerate() {
             let started = started.await.expect("it starts");
+            self.names.lock().started(&started, Some(number));
             *place.address.lock() = Some(started.address().to_owned());
             **node = Some(started);
         }
         let origin = origin.await.expect("it starts");
+        self.names.lock().started(&origin, None);
         self.note("everything is back");
         (0..CLIENTS).for_each(|client| self.move_on(client, true, rng));
         origin
@@ -240,7 +305,7 @@ impl World {
     /// Sessions that may be at this node may be no targets. `None`: until their clients are back.
     fn hide(&self, place: usize, from: Duration, to: Option<Duration>) {
         for held in &self.clients {
-            if *held.home.lock() == place || !held.is_connected.load(Ordering::Relaxed) {
+            if *held.home.lock() == Some(place) || !held.is_connected.load(Ordering::Relaxed) {
                 held.seen.lock().hidden.push((from, to.unwrap_or(Duration::MAX)));
             }
         }
@@ -319,9 +384,25 @@ impl World {
 
     async fn start(&self, place: usize, node: &mut Option<Node>) {
         let started = Node::start(&self.options).await;
+        self.names.lock().started(&started, Some(place));
         *self.places[place].address.lock() = Some(started.address().to_owned());
         *node = Some(started);
         self.note(format!("another node {place}"));
+    }
+}
+
+/// Nodes that were out of their cluster are back under other names.
+async fn learn_names(world: Arc<World>) {
+    loop {
+        sleep(NAMES_EVERY).await;
+        for place in &world.places {
+            // One that is killed, stopped or drained at this moment is asked later.
+            let Ok(node) = place.node.try_lock() else { continue };
+            let Some(node) = &*node else { continue };
+            if let Ok(Known { me: Some(me), .. }) = node.ask(Command::Members).await {
+                world.names.lock().first.insert(me, node.id().to_owned());
+            }
+        }
     }
 }
 
@@ -334,7 +415,7 @@ async fn live(world: Arc<World>, me: usize, seed: u64, client: Client, mut messa
         tokio::select! {
             biased;
             event = events.next() => match event {
-                Some(event) => saw(&world, held, &event),
+                Some(event) => saw(&world, held, &client, &event),
                 None => return,
             },
             message = messages.next() => {
@@ -358,7 +439,7 @@ async fn live(world: Arc<World>, me: usize, seed: u64, client: Client, mut messa
     }
 }
 
-fn saw(world: &World, held: &Held, event: &ConnectionEvent) {
+fn saw(world: &World, held: &Held, client: &Client, event: &ConnectionEvent) {
     let mut seen = held.seen.lock();
     let now = world.now();
     match event {
@@ -368,9 +449,16 @@ fn saw(world: &World, held: &Held, event: &ConnectionEvent) {
         }
         ConnectionEvent::Restored { .. } => {
             held.is_connected.store(true, Ordering::Relaxed);
-            let place = *held.leads_to.lock();
-            *held.home.lock() = place;
-            seen.back(now, format_args!("at node {place}"));
+            // It may be gone again by now.
+            if let Some((node, place)) = world.home_of(held, client) {
+                *held.home.lock() = place;
+                seen.back(now, format_args!("at node {node}, place {place:?}"));
+                if !world.takes_clients(&node, place) {
+                    // It came at the moment in which that one was hurt.
+                    seen.hidden.push((now, Duration::MAX));
+                }
+                seen.homes.push((now, node));
+            }
         }
         ConnectionEvent::SessionLost { why, .. } => seen.session_lost(now, format!("{why:?}")),
         ConnectionEvent::GaveUp { error, .. } => panic!("a client gave up: {error}"),
