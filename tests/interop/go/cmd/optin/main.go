@@ -94,6 +94,8 @@ func runOptIn(network, address, token, topic string, delay time.Duration) error 
 			"Device.Fail": bothways.Handle(func(context.Context, contract.Args) (contract.Reply, error) {
 				return contract.Reply{}, errors.New("the device is busy")
 			}),
+			// What the tests of many nodes call.
+			"Numbers.Work": bothways.Handle(func(_ context.Context, number string) (string, error) { return number, nil }),
 			"Device.Panic": func(context.Context, *protocol.Message) (any, error) { panic("as it was told") },
 			"Device.Chan":  func(context.Context, *protocol.Message) (any, error) { return make(chan int), nil },
 			// Answers with so many bytes.
