@@ -38,7 +38,11 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 
 pub use self::desk::{DeadLetter, LetterView, Mail, MailboxView};
-use self::{letter::Letter, reader::Reader, window::Tries};
+use self::{
+    letter::Letter,
+    reader::{Reader, Registered},
+    window::Tries,
+};
 use super::{
     Session, SessionId,
     push::Push,
@@ -167,6 +171,7 @@ pub(crate) struct Mailboxes {
 #[derive(Default)]
 struct Told {
     down: Calm,
+    full: Calm,
     died: Calm,
     devices: Calm,
 }
@@ -295,37 +300,11 @@ impl Mailboxes {
         }
         drop(outgoing);
         for user in new {
-            runtime.spawn(Arc::clone(self).append_in_order(user));
+            // Made before its task: a runtime that ends may drop that before it has run.
+            let lane = Lane { mail: Arc::clone(self), user, taken: (0, 0), is_closed: false };
+            runtime.spawn(lane.append_in_order());
         }
         Ok(())
-    }
-
-    /// Appends what is pushed to one user, in the order of the pushes, until nothing waits.
-    async fn append_in_order(self: Arc<Self>, user: Arc<str>) {
-        let mut lane = Lane { mail: &self, user: &user, taken: (0, 0), is_closed: false };
-        while let Some(posted) = lane.take() {
-            let (entries, postings): (Vec<_>, Vec<_>) =
-                posted.into_iter().map(|posted| (posted.entry, posted.posting)).unzip();
-            let count = entries.len();
-            let appending = self.store.append_all(Log::Mailbox(user.to_string()), entries);
-            let outcomes = match timeout(self.options.store_wait, appending).await {
-                Ok(outcomes) => outcomes,
-                Err(_) => vec![Err(AppendError::Unknown); count],
-            };
-            lane.give_back();
-            // A store that answers less than it was asked leaves the others unknown.
-            let outcomes = outcomes.into_iter().chain(std::iter::repeat(Err(AppendError::Unknown)));
-            for (posting, outcome) in postings.into_iter().zip(outcomes) {
-                match &outcome {
-                    Ok(stored) => self.deliver(&user, stored, &posting.receipt),
-                    Err(AppendError::Down | AppendError::Unknown) => {
-                        tell!(self.told.down, warn, "the store of durable pushes does not answer");
-                    }
-                    Err(_) => {}
-                }
-                posting.note(&user, outcome);
-            }
-        }
     }
 
     /// A letter is in the mailbox: the sessions of its user that are here are its targets, as far as this server knows.
@@ -373,9 +352,10 @@ impl Mailboxes {
             return;
         }
         let runtime = self.runtimes.near().or_else(|| self.runtimes.any());
+        let registered = Registered { mail: Arc::clone(self), session: session.clone(), reader };
         match runtime {
-            Some(runtime) => _ = runtime.spawn(reader::run(Arc::clone(self), session.clone(), reader)),
-            None => _ = self.readers.lock().remove(&session.id()),
+            Some(runtime) => _ = runtime.spawn(reader::run(registered)),
+            None => drop(registered),
         }
     }
 
@@ -440,18 +420,46 @@ impl Mailboxes {
 }
 
 /// What the task of a lane has taken. If its runtime ends, what waits is given up, and the next push begins anew.
-struct Lane<'a> {
-    mail: &'a Mailboxes,
-    user: &'a Arc<str>,
+struct Lane {
+    mail: Arc<Mailboxes>,
+    user: Arc<str>,
     taken: (usize, usize),
     is_closed: bool,
 }
 
-impl Lane<'_> {
+impl Lane {
+    /// Appends what is pushed to one user, in the order of the pushes, until nothing waits.
+    async fn append_in_order(mut self) {
+        let (mail, user) = (Arc::clone(&self.mail), Arc::clone(&self.user));
+        while let Some(posted) = self.take() {
+            let (entries, postings): (Vec<_>, Vec<_>) =
+                posted.into_iter().map(|posted| (posted.entry, posted.posting)).unzip();
+            let count = entries.len();
+            let appending = mail.store.append_all(Log::Mailbox(user.to_string()), entries);
+            let outcomes = match timeout(mail.options.store_wait, appending).await {
+                Ok(outcomes) => outcomes,
+                Err(_) => vec![Err(AppendError::Unknown); count],
+            };
+            self.give_back();
+            // A store that answers less than it was asked leaves the others unknown.
+            let outcomes = outcomes.into_iter().chain(std::iter::repeat(Err(AppendError::Unknown)));
+            for (posting, outcome) in postings.into_iter().zip(outcomes) {
+                match &outcome {
+                    Ok(stored) => mail.deliver(&user, stored, &posting.receipt),
+                    Err(AppendError::Down | AppendError::Unknown) => {
+                        tell!(mail.told.down, warn, "the store of durable pushes does not answer");
+                    }
+                    Err(_) => {}
+                }
+                posting.note(&user, outcome);
+            }
+        }
+    }
+
     /// Some of what waits. `None`: nothing, and the lane is closed.
     fn take(&mut self) -> Option<Vec<Posted>> {
         let mut outgoing = self.mail.outgoing.lock();
-        let lane = outgoing.lanes.get_mut(self.user)?;
+        let lane = outgoing.lanes.get_mut(&self.user)?;
         let mut posted = Vec::new();
         while posted.len() < TOGETHER_MAX && self.taken.1 < TOGETHER_BYTES {
             let Some(next) = lane.pop_front() else { break };
@@ -459,7 +467,7 @@ impl Lane<'_> {
             posted.push(next);
         }
         if posted.is_empty() {
-            outgoing.lanes.remove(self.user);
+            outgoing.lanes.remove(&self.user);
             self.is_closed = true;
             return None;
         }
@@ -473,14 +481,14 @@ impl Lane<'_> {
     }
 }
 
-impl Drop for Lane<'_> {
+impl Drop for Lane {
     fn drop(&mut self) {
         if self.is_closed {
             return;
         }
         self.give_back();
         let mut outgoing = self.mail.outgoing.lock();
-        let left = outgoing.lanes.remove(self.user).unwrap_or_default();
+        let left = outgoing.lanes.remove(&self.user).unwrap_or_default();
         let bytes: usize = left.iter().map(|posted| posted.entry.bytes.len()).sum();
         (outgoing.count, outgoing.bytes) = (outgoing.count - left.len(), outgoing.bytes - bytes);
         drop(outgoing);

@@ -53,7 +53,8 @@ pub enum Class {
     /// has missed in order, and before what is new. A letter that its application failed to handle is sent again, a few times,
     /// and is then with the dead letters ([`Mail`](super::Mail)). `docs/durable.md` has all of it.
     Durable {
-        /// After this it is not handed to a device any more.
+        /// After this the store has it no more. What a session has taken from there by then is still handed to its
+        /// device, if that comes back to the session.
         ttl: Duration,
     },
 }

@@ -126,26 +126,26 @@ impl Reader {
     }
 }
 
-/// If its task ends with its runtime, another one can begin.
-struct Registered<'a> {
-    mail: &'a Arc<Mailboxes>,
-    session: &'a Session,
-    reader: &'a Arc<Reader>,
+/// A reader that others find. If its task ends with its runtime, also before it has run, another one can begin.
+pub(super) struct Registered {
+    pub(super) mail: Arc<Mailboxes>,
+    pub(super) session: Session,
+    pub(super) reader: Arc<Reader>,
 }
 
-impl Drop for Registered<'_> {
+impl Drop for Registered {
     fn drop(&mut self) {
         let mut readers = self.mail.readers.lock();
-        if readers.get(&self.session.id()).is_some_and(|reader| Arc::ptr_eq(reader, self.reader)) {
+        if readers.get(&self.session.id()).is_some_and(|reader| Arc::ptr_eq(reader, &self.reader)) {
             readers.remove(&self.session.id());
         }
     }
 }
 
 /// Reads until there is nothing left, and nobody rings.
-pub(super) async fn run(mail: Arc<Mailboxes>, session: Session, reader: Arc<Reader>) {
-    let registered = Registered { mail: &mail, session: &session, reader: &reader };
-    let mut cursor = None;
+pub(super) async fn run(registered: Registered) {
+    let (mail, session) = (Arc::clone(&registered.mail), registered.session.clone());
+    let (reader, mut cursor) = (Arc::clone(&registered.reader), None);
     while let Some(user) = session.user().filter(|_| session.is_resumable()) {
         let mut reading = Reading::new(&mail, &session, &reader, user);
         let is_over = loop {
@@ -217,6 +217,8 @@ struct Reading<'a> {
     /// Asks of the store that failed one after another, and when it is asked again.
     failures: u32,
     again: Option<Instant>,
+    /// When a letter that dies is tried to be kept again: the store had no room for it.
+    bury_again: Option<Instant>,
 }
 
 impl<'a> Reading<'a> {
@@ -240,6 +242,7 @@ impl<'a> Reading<'a> {
             handled: 0,
             failures: 0,
             again: None,
+            bury_again: None,
         }
     }
 
@@ -275,6 +278,9 @@ impl<'a> Reading<'a> {
             self.look().await;
             self.reader.has_looked.store(true, Ordering::Release);
             self.deliver().await;
+            self.note_ends();
+            // Before a letter that dies needs room: a store that is full has none before something is forgotten.
+            self.move_cursor().await;
             self.bury().await;
             self.note_ends();
             self.move_cursor().await;
@@ -299,7 +305,7 @@ impl<'a> Reading<'a> {
     /// Waits for a ring, the end of a delivery, or the time of a next try.
     async fn wait(&mut self) {
         let due = self.window.next_at().map(|at| self.began + at);
-        let next = [due, self.again].into_iter().flatten().min();
+        let next = [due, self.again, self.bury_again].into_iter().flatten().min();
         // While there is no room, a ring changes nothing.
         let listens = self.window.room() != 0;
         tokio::select! {
@@ -498,6 +504,13 @@ impl<'a> Reading<'a> {
 
     /// What has failed too often goes to the dead letters. As long as the store does not take it, it stays where it is.
     async fn bury(&mut self) {
+        if self.bury_again.is_some_and(|again| Instant::now() < again) {
+            return;
+        }
+        self.bury_again = None;
+        if self.window.dying().is_some() && self.again.is_none() && 0 < std::mem::take(&mut self.handled) {
+            self.trim().await;
+        }
         while self.again.is_none()
             && let Some((sequence, letter, deliveries)) = self.window.dying()
         {
@@ -519,22 +532,35 @@ impl<'a> Reading<'a> {
                 .to_bytes()
                 .map(|bytes| NewEntry::new(bytes).with_key(key).with_time_to_live(self.mail.options.dead_letters_kept));
             // One that cannot be written cannot be kept.
+            let mut kept = Err(AppendError::TooLarge);
             if let Some(entry) = entry {
                 let appended = self.mail.store.append(Log::Dead(self.user.to_string()), entry);
                 let appended = async move {
                     match appended.await {
-                        Ok(_) => Ok(true),
-                        // The letter fits, and what goes beside it does not.
-                        Err(AppendError::TooLarge) => Ok(false),
-                        Err(_) => Err(EngineDown),
+                        Err(AppendError::Down | AppendError::Unknown) => Err(EngineDown),
+                        answer => Ok(answer.map(drop)),
                     }
                 };
-                if self.ask(appended).await.is_none() {
+                let Some(answer) = self.ask(appended).await else { return };
+                kept = answer;
+            }
+            let (user, device) = (&self.user, &self.device);
+            match kept {
+                Ok(()) => {
+                    tell!(self.mail.told.died, warn, %user, %device, letter = %place, "a letter is with the dead letters");
+                }
+                // The letter fits, and what goes beside it does not.
+                Err(AppendError::TooLarge) => {
+                    tell!(self.mail.told.died, warn, %user, %device, letter = %place,
+                        "a letter that a device could not handle is gone: it is too large for a dead letter");
+                }
+                Err(_) => {
+                    tell!(self.mail.told.full, warn, %user, %device, letter = %place,
+                        "the store has no room for a dead letter: the mailbox takes no more than is behind it");
+                    self.bury_again = Some(after(STORE_AGAIN_MAX));
                     return;
                 }
             }
-            let (user, device) = (&self.user, &self.device);
-            tell!(self.mail.told.died, warn, %user, %device, letter = %place, "a letter is with the dead letters");
             self.window.buried(sequence);
             self.failed.remove(&sequence);
             self.reader.end(place, failed.unwrap_or(Stage::Failed(super::super::Failure::BadArguments)));
