@@ -7,7 +7,11 @@ use http::HeaderValue;
 
 use crate::{cors::Cors, peer::Network};
 
-/// What a [`Front`](crate::Front) offers, and its bounds.
+/// What is longer is as long as this, thirty years: a clock can count it, and nobody waits to see the difference.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// What a [`Front`](crate::Front) offers, and its bounds. Any duration may be given, also
+/// [`Duration::MAX`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -270,7 +274,7 @@ impl FrontOptions {
     /// Time for the head of a request to arrive whole, from when the connection is open or the response before it has
     /// left. So it is also how long an unused connection stays open. Default 20 s.
     pub fn head_timeout(mut self, limit: Duration) -> Self {
-        self.head_timeout = limit;
+        self.head_timeout = limit.min(FOR_EVER);
         self
     }
 
@@ -283,14 +287,14 @@ impl FrontOptions {
 
     /// Time for a body to arrive whole; then 408. Default 30 s.
     pub fn body_timeout(mut self, limit: Duration) -> Self {
-        self.body_timeout = limit;
+        self.body_timeout = limit.min(FOR_EVER);
         self
     }
 
     /// How long a client may take bytes of a response more slowly than [`rate_min`](Self::rate_min); then its connection
     /// is closed. Default 30 s. It holds where the front serves connections itself.
     pub fn write_timeout(mut self, limit: Duration) -> Self {
-        self.write_timeout = limit;
+        self.write_timeout = limit.min(FOR_EVER);
         self
     }
 
@@ -321,7 +325,7 @@ impl FrontOptions {
     /// Time for a call, after its body has come; the server is told. Then `/rpc` answers 504. Default 30 s. A client asks
     /// for less by `X-Bothways-Timeout`, in milliseconds.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
-        self.call_timeout = limit;
+        self.call_timeout = limit.min(FOR_EVER);
         self
     }
 
@@ -377,20 +381,20 @@ impl FrontOptions {
 
     /// How long a stream whose connection is lost waits for its client. Default 30 s; a browser comes back after one.
     pub fn stream_resume_window(mut self, window: Duration) -> Self {
-        self.streams.resume_window = window;
+        self.streams.resume_window = window.min(FOR_EVER);
         self
     }
 
     /// How often a stream without events sends a comment, so that proxies keep it and a lost client is noticed.
     /// Default 15 s, at least 1 s.
     pub fn stream_beat(mut self, every: Duration) -> Self {
-        self.streams.beat = every.max(Duration::from_secs(1));
+        self.streams.beat = every.clamp(Duration::from_secs(1), FOR_EVER);
         self
     }
 
     /// How long a ticket for `/events` can be used. Default 30 s.
     pub fn ticket_time(mut self, time: Duration) -> Self {
-        self.streams.ticket_time = time;
+        self.streams.ticket_time = time.min(FOR_EVER);
         self
     }
 }

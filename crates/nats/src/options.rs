@@ -22,6 +22,9 @@ pub(crate) const OLDEST: (u64, u64) = (2, 11);
 /// The oldest version that stores several messages together.
 pub(crate) const BATCHES: (u64, u64) = (2, 12);
 
+/// What is longer is as long as this, thirty years: a clock can count it.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 /// Where the broker is, how to be let in, and what is kept there. All nodes of a cluster have the same, except for their
 /// credentials.
 ///
@@ -205,7 +208,7 @@ impl NatsOptions {
 
     /// How long connecting may take, with the elections of a broker that begins. Default 30 s.
     pub fn start_max(mut self, most: Duration) -> Self {
-        self.start_max = most;
+        self.start_max = most.min(FOR_EVER);
         self
     }
 
