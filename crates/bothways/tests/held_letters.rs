@@ -80,7 +80,7 @@ fn a_reader_that_never_ran_is_followed_by_another_one() {
         let (client, mut messages) = Client::bidirectional(listening.address(), options).await.expect("it listens");
         timeout(LIMIT, post(&server, "1").stored()).await.expect("it is answered").expect("there is room");
         assert_eq!(next(&mut messages).await, "1");
-        // Whoever has read it ends when it is forgotten.
+        // What has read it ends when it is forgotten.
         let mail = server.mail().expect("there is a store");
         while !mail.letters("ann", 0, 1).await.expect("the store works").is_empty() {
             tokio::task::yield_now().await;
@@ -91,7 +91,7 @@ fn a_reader_that_never_ran_is_followed_by_another_one() {
         (client, messages, listening)
     });
 
-    // It is stored there, and whoever is to read it has not run yet.
+    // It is stored there, and what is to read it has not run yet.
     let kept = first.block_on(async { timeout(LIMIT, post(&server, "2").stored()).await });
     kept.expect("it is answered").expect("there is room");
     drop((listening, first));
