@@ -114,7 +114,7 @@ fn assert_stored(told: &[Told]) {
 }
 
 /// Its connection is lost and it comes to another node, where it gets letters and is called; then that node drains. Each
-/// push comes once.
+/// push comes once, and so does each message of its topic, in the order of the publishes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_go_application_takes_its_session_along() {
     let Some(go) = go() else { return };
@@ -124,13 +124,16 @@ async fn a_go_application_takes_its_session_along() {
     let mut ann = Ann::start(go, &way).await;
 
     origin.push(To::user("ann"), As::Tracked, 1, 40).await;
+    origin.publish(NEWS, 201, 10).await;
     ann.until("some came", |ann| !ann.pushed.is_empty()).await;
     way.lead_to([other.address()]);
     way.cut();
     origin.push(To::user("ann"), As::Tracked, 41, 40).await;
-    ann.until("all came", |ann| 80 <= ann.pushed.len()).await;
+    origin.publish(NEWS, 211, 10).await;
+    ann.until("all came", |ann| 80 <= ann.pushed.len() && 20 <= ann.news.len()).await;
     she_is_at(&other, &origin).await;
     assert_eq!(ann.numbers(), (1..=80).collect::<Vec<_>>());
+    assert_eq!(ann.numbers_of_news(), (201..=220).collect::<Vec<_>>());
 
     origin.push(To::user("ann"), As::Durable, 81, 10).await;
     ann.until("letters came", |ann| 90 <= ann.pushed.len()).await;
@@ -145,16 +148,20 @@ async fn a_go_application_takes_its_session_along() {
     let meanwhile = async {
         for number in 91..=130 {
             origin.push(To::user("ann"), As::Tracked, number, 1).await;
+            origin.publish(NEWS, number + 130, 1).await;
         }
     };
     tokio::join!(drains, meanwhile);
     she_is_at(&owner, &origin).await;
     origin.push(To::user("ann"), As::Tracked, 131, 10).await;
-    ann.until("all came", |ann| 140 <= ann.pushed.len()).await;
+    origin.publish(NEWS, 261, 10).await;
+    ann.until("all came", |ann| 140 <= ann.pushed.len() && 70 <= ann.news.len()).await;
     assert_eq!(ann.numbers(), (1..=140).collect::<Vec<_>>());
+    assert_eq!(ann.numbers_of_news(), (201..=270).collect::<Vec<_>>());
     assert_eq!(ann.lost, ["", ""], "it is the same session");
     assert_handled(&origin.receipts_over(1, 80).await);
     assert_handled(&origin.receipts_over(91, 140).await);
+    assert_stored(&origin.receipts_over(201, 270).await);
     ann.app.end().await;
 }
 

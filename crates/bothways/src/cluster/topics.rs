@@ -160,7 +160,6 @@ enum Over {
 }
 
 impl State {
-    /// The first so many of a topic wait no longer.
     /// One more waits to be appended to the log of its topic. True: nothing appends to it yet. What does so ends when it finds
     /// the queue empty, and takes the queue away in the same moment; until then an empty one is looked at again.
     fn wait(&mut self, topic: &Arc<str>, number: u64, entry: NewEntry) -> bool {
@@ -170,6 +169,7 @@ impl State {
         is_first
     }
 
+    /// The first so many of a topic wait no longer.
     fn forget_first(&mut self, topic: &str, count: usize) {
         let Some(queue) = self.queues.get_mut(topic) else { return };
         let gone = queue.drain(..count.min(queue.len()));
