@@ -67,8 +67,11 @@ impl Ann {
                 }
             }
             Some("connected") => self.lost.push(said["lost"].as_str().expect("a text").to_owned()),
-            // It was not let in, and comes again.
-            Some("failed") => {}
+            Some("failed") => {
+                let why = said["why"].as_str().expect("a text");
+                assert!(!why.starts_with("offset "), "one was left out: {why}");
+                // It was not let in, and comes again.
+            }
             _ => panic!("nobody asked for {said}"),
         }
     }

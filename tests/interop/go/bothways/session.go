@@ -129,7 +129,10 @@ func (s *Session) connect(ctx context.Context, network, address string) (connect
 		s.leave(c)
 		return true, ErrKicked
 	}
-	if lost := s.listen(ctx, c, in); !lost {
+	switch lost, err := s.listen(ctx, c, in); {
+	case err != nil:
+		return false, err // and the pause before the next one grows, if that brings no more
+	case !lost:
 		s.leave(c)
 	}
 	return true, nil
@@ -183,8 +186,9 @@ func (s *Session) enable(ctx context.Context, c *client.Client) (why string, err
 	return answer["_bw.why"], nil
 }
 
-// listen takes what the server sends, until the connection is lost or the context is over.
-func (s *Session) listen(ctx context.Context, c *client.Client, in *inbox) (lost bool) {
+// listen takes what the server sends, until the connection is lost or the context is over. An error means that an offset was
+// left out: what had it comes on the next connection, as nothing after it was taken.
+func (s *Session) listen(ctx context.Context, c *client.Client, in *inbox) (lost bool, err error) {
 	var calls sync.Map // those that run, by their number on this connection
 	acked := s.handled
 	for {
@@ -194,10 +198,12 @@ func (s *Session) listen(ctx context.Context, c *client.Client, in *inbox) (lost
 		}
 		switch {
 		case m == nil && missed == 0:
-			return false
+			return false, nil
 		case m == nil:
 		case m.MessageStatusType() == protocol.Error: // rpcx's own word for a lost connection
-			return true
+			return true, nil
+		case s.handled+1 < Offset(m): // an Ack of this one would cover what did not come
+			return true, fmt.Errorf("offset %d came after %d", Offset(m), s.handled)
 		case m.ServicePath == "_bothways" && m.ServiceMethod != "Presence":
 			s.word(m, &calls)
 		case m.Metadata["_bw.call"] != "":

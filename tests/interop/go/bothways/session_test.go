@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -34,6 +35,7 @@ type server struct {
 	cuts    string              // ends the first connection where this method comes
 	again   []*protocol.Message // on each connection, behind its first answer
 	brief   int                 // so many connections end after a second
+	hearing sync.Mutex          // a connection may end while the next one begins
 	heard   []*protocol.Message
 }
 
@@ -68,11 +70,8 @@ func (s *server) serve(c net.Conn, sends []*protocol.Message, isFirst bool) {
 		if m.Decode(c) != nil {
 			return
 		}
-		s.heard = append(s.heard, m)
+		s.hear(m)
 		first := m.ServiceMethod == "Enable" || m.ServiceMethod == "Resume"
-		if m.ServiceMethod == "Leave" {
-			s.left++
-		}
 		if isFirst && s.cuts != "" && m.ServiceMethod == s.cuts {
 			return
 		}
@@ -96,8 +95,19 @@ func (s *server) serve(c net.Conn, sends []*protocol.Message, isFirst bool) {
 	}
 }
 
+func (s *server) hear(m *protocol.Message) {
+	s.hearing.Lock()
+	defer s.hearing.Unlock()
+	s.heard = append(s.heard, m)
+	if m.ServiceMethod == "Leave" {
+		s.left++
+	}
+}
+
 // said are the messages of a method that came, on all connections.
 func (s *server) said(method string) (said []*protocol.Message) {
+	s.hearing.Lock()
+	defer s.hearing.Unlock()
 	for _, m := range s.heard {
 		if m.ServiceMethod == method {
 			said = append(said, m)
@@ -417,6 +427,51 @@ func TestAKeyIsHandledOnceOverAllSessions(t *testing.T) {
 	})
 }
 
+func TestAnOffsetThatIsLeftOutComesOnTheNextConnection(t *testing.T) {
+	for _, hole := range []*protocol.Message{tracked(4, 1), skip(4)} {
+		synctest.Test(t, func(t *testing.T) {
+			server := &server{sends: []*protocol.Message{tracked(1, 1), tracked(2, 1), hole}}
+			for offset := range uint64(4) {
+				server.again = append(server.again, tracked(offset+1, 1))
+			}
+			server.listen()
+			ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+			defer stop()
+			var came, failed []string
+			session := &Session{
+				Failed: func(err error) { failed = append(failed, err.Error()) },
+				Push: func(m *protocol.Message) error {
+					came = append(came, fmt.Sprint(Offset(m)))
+					return nil
+				},
+			}
+			_ = session.Run(ctx, "test", "")
+			if fmt.Sprint(came, failed) != "[1 2 3 4] [offset 4 came after 2]" {
+				t.Error(came, failed)
+			}
+			if resumed := server.said("Resume"); len(resumed) != 1 || resumed[0].Metadata["_bw.off"] != "2" {
+				t.Error("it has handled two", resumed)
+			}
+			time.Sleep(time.Minute)
+		})
+	}
+}
+
+func TestWhereAnOffsetIsAlwaysLeftOutTheApplicationAsksLessOften(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := &server{again: []*protocol.Message{tracked(2, 1)}}
+		server.listen()
+		ctx, stop := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer stop()
+		session := &Session{Push: func(*protocol.Message) error { return nil }}
+		_ = session.Run(ctx, "test", "")
+		if n := len(server.began); n < 20 || 60 < n || session.handled != 0 {
+			t.Error(n, session.handled)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
 func TestKeysAreBounded(t *testing.T) {
 	keys := handledKeys{}
 	for number := range 10_000 {
@@ -500,6 +555,13 @@ func tracked(offset uint64, bytes int) *protocol.Message {
 	m := word("Chat", "Say", nil)
 	m.SetSeq(1<<63 | offset)
 	m.Payload = make([]byte, bytes)
+	return m
+}
+
+// skip says that the push of this offset does not come.
+func skip(offset uint64) *protocol.Message {
+	m := word("_bothways", "Skip", nil)
+	m.SetSeq(1<<63 | offset)
 	return m
 }
 
