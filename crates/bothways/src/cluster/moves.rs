@@ -67,6 +67,8 @@ const FROZEN_MAX: Duration = Duration::from_secs(1);
 const SIDE_BY_SIDE: usize = 64;
 /// After how long what the register did not take is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often it is looked whether sessions that go on elsewhere have gone.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long one question about a move may take.
 pub(super) const ASK_MAX: Duration = Duration::from_secs(1);
 /// How long a node that took a session may take until it has it.
@@ -89,6 +91,8 @@ pub(super) struct Moves {
     moved: AtomicUsize,
     /// Sessions that have gone on elsewhere.
     departed: AtomicUsize,
+    /// Those that go at this moment: the registry may have one of them no more, and what follows its pushes is not noted yet.
+    departing: AtomicUsize,
     pub(super) places: Semaphore,
 }
 
@@ -116,6 +120,15 @@ struct State {
     sound_since: Option<Instant>,
     /// When a lease of this node has ended last.
     lapsed: Option<Instant>,
+}
+
+/// See [`Moves::departing`].
+struct Departing<'a>(&'a Moves);
+
+impl Drop for Departing<'_> {
+    fn drop(&mut self) {
+        self.0.departing.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// A session that was given away, as it goes.
@@ -230,6 +243,7 @@ impl Moves {
             left: AtomicUsize::new(0),
             moved: AtomicUsize::new(0),
             departed: AtomicUsize::new(0),
+            departing: AtomicUsize::new(0),
             places: Semaphore::new(SIDE_BY_SIDE),
         }
     }
@@ -384,6 +398,20 @@ impl Moves {
 
     pub(super) fn departed(&self) -> usize {
         self.departed.load(Ordering::Relaxed)
+    }
+
+    /// A session goes on elsewhere, as long as this is kept.
+    fn departing(&self) -> Departing<'_> {
+        self.departing.fetch_add(1, Ordering::AcqRel);
+        Departing(self)
+    }
+
+    /// Waits until what follows the pushes is noted of each session that is here no more; so long at most.
+    pub(super) async fn all_departed(&self, most: Duration) {
+        let deadline = Instant::now() + most;
+        while self.departing.load(Ordering::Acquire) != 0 && Instant::now() < deadline {
+            sleep(LOOK).await;
+        }
     }
 
     fn count_left(&self, state: &State) {
@@ -617,6 +645,8 @@ impl Node {
     /// seen before.
     fn depart(self: &Arc<Self>, id: SessionId, to: NodeId, term: Option<u64>, cuts: Option<Cuts>) {
         let Some(sessions) = self.registry() else { return };
+        // A drain goes on when the registry has it no more.
+        let _departing = self.moves.departing();
         let known = sessions.known(id);
         let me = self.me().unwrap_or(NodeId(0));
         let members = self.members();
@@ -1354,5 +1384,34 @@ async fn settle_frozen(node: Weak<Node>, id: SessionId, mut stop: watch::Receive
             Ok(Thawed::Moved(to)) => return node.depart_when_there(id, to).await,
             Ok(Thawed::Unknown) | Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node that stops says where its sessions have gone when that is noted of each, and waits no longer than it may.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_waits_for_sessions_that_are_about_to_be_gone() {
+        let (moves, most) = (Moves::new(), Duration::from_secs(5));
+        let begun = Instant::now();
+        moves.all_departed(most).await;
+        assert_eq!(begun.elapsed(), Duration::ZERO, "there are none");
+
+        let (first, second) = (moves.departing(), moves.departing());
+        let goes = async {
+            sleep(Duration::from_secs(1)).await;
+            drop(first);
+            sleep(Duration::from_secs(1)).await;
+            drop(second);
+        };
+        tokio::join!(moves.all_departed(most), goes);
+        assert!((Duration::from_secs(2)..Duration::from_secs(3)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+
+        let _stuck = moves.departing();
+        let begun = Instant::now();
+        moves.all_departed(most).await;
+        assert!((most..most + Duration::from_secs(1)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     }
 }

@@ -93,6 +93,8 @@ impl Node {
         while let Some(put) = parking.join_next().await {
             parked += usize::from(put.unwrap_or(false));
         }
+        // The last words say where each has gone.
+        self.moves.all_departed(PARK_MAX).await;
         Parking { handed_over: self.moves.departed(), parked }
     }
 
