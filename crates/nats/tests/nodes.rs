@@ -178,7 +178,7 @@ fn a_register_that_stands_still_delays_no_push() {
             let receipt = one.push(&Target::user("ann"), &number.to_string());
             let sent = Instant::now();
             assert_eq!(ann.next().await, number.to_string());
-            assert_eq!(handled(&receipt).await, 1);
+            assert_eq!(handled(&receipt).await, 1, "{receipt:?}");
             assert!(sent.elapsed() < Duration::from_secs(2), "{:?}", sent.elapsed());
             if Duration::from_secs(10) < began.elapsed() {
                 break;

@@ -416,7 +416,14 @@ impl Tally {
         awaited != 0 && all.into_iter().any(|wait| awaited & wait as u8 != 0 && self.is_over(wait, outcomes))
     }
 
-    /// True if no target, here or at another node, has to go that far any more.
+    /// How all stands, if no target has to go that far any more.
+    fn over(&self, wait: Wait) -> Option<Outcomes> {
+        // One look at all of it: what a node, or a store, is asked becomes targets in between, and is asked no more.
+        let outcomes = self.outcomes.lock();
+        self.is_over(wait, &outcomes).then_some(*outcomes)
+    }
+
+    /// True if no target, here or at another node, has to go that far any more. Under the lock of the counts.
     fn is_over(&self, wait: Wait, outcomes: &Outcomes) -> bool {
         wait.is_over(outcomes) && !self.is_routing() && !self.is_storing()
     }
@@ -593,8 +600,7 @@ impl Receipt {
         loop {
             let mut changed = pin!(self.tally.changed.notified());
             changed.as_mut().enable();
-            let outcomes = self.outcomes();
-            if self.tally.is_over(wait, &outcomes) {
+            if let Some(outcomes) = self.tally.over(wait) {
                 return outcomes;
             }
             changed.await;
@@ -623,7 +629,11 @@ impl Receipt {
     /// sessions. What became of them [`Self::stored`] says.
     pub fn is_no_route(&self) -> bool {
         let goes_by_store = matches!(self.tally.kept.get(), Some(InLogs::Store(..)));
-        !goes_by_store && self.routing() == 0 && self.outcomes().targets() == 0 && !self.is_partial()
+        let has_none = {
+            let outcomes = self.tally.outcomes.lock();
+            !self.tally.is_routing() && outcomes.targets() == 0
+        };
+        !goes_by_store && has_none && !self.is_partial()
     }
 
     /// True if there are nodes that were not reached: nothing is said about their sessions.
@@ -1017,6 +1027,34 @@ mod tests {
             ];
             assert_eq!(over, [1, 2, 3].map(|wait| wait <= waits_over), "{stage:?}");
         }
+    }
+
+    /// A node says its targets on another thread while this one looks whether all is over: it is not, and never was.
+    #[cfg(feature = "cluster")]
+    #[test]
+    fn a_wait_is_not_over_while_a_node_says_its_targets() {
+        let asked = Share { is_routing: true, ..Share::default() };
+        let told = Share { counts: Counts::one(Stage::Written), ..Share::default() };
+        let node = NodeId(7);
+        let starts = std::sync::Barrier::new(2);
+        let receipts: Vec<Receipt> = (0..20_000).map(|_| Receipt::new()).collect();
+        receipts.iter().for_each(|receipt| receipt.settle(node, &Share::default(), &asked));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for receipt in &receipts {
+                    starts.wait();
+                    receipt.settle(node, &asked, &told);
+                }
+            });
+            let mut early = 0;
+            for receipt in &receipts {
+                starts.wait();
+                while receipt.outcomes().targets() == 0 {
+                    early += usize::from(receipt.tally.over(Wait::Handled).is_some() || receipt.is_no_route());
+                }
+            }
+            assert_eq!(early, 0);
+        });
     }
 
     /// A push that reached nobody is done at once, and says so.

@@ -219,7 +219,7 @@ pub(super) async fn run(asking: Asking, push: AdminPush) -> Result<AdminPushOutc
     };
     // A timeout is no failure: the operator learns how far the push has come.
     _ = tokio::time::timeout(wait, reached).await;
-    Ok(outcome(&receipt))
+    Ok(outcome(&receipt).0)
 }
 
 /// Whether a store takes it is known soon, and comes before its sessions. Silence is no success: without the store there
@@ -249,7 +249,9 @@ pub(super) async fn follow(asking: Asking, asked: ReceiptAsked) -> Result<PushRe
     let receipt = asking.door.receipts.find(asked.number).ok_or_else(none)?;
 
     let changed = async {
-        while Some(outcome(&receipt)) == asked.seen && !standing(asked.number, &receipt).is_final {
+        while let (seen, false) = outcome(&receipt)
+            && Some(seen) == asked.seen
+        {
             wait_for_stage(&receipt).await;
         }
     };
@@ -271,20 +273,25 @@ async fn wait_for_stage(receipt: &Receipt) {
 }
 
 fn standing(number: u64, receipt: &Receipt) -> PushReceipt {
-    let outcome = outcome(receipt);
+    let (outcome, is_final) = outcome(receipt);
     #[cfg(feature = "cluster")]
     let unreached = everywhere::silent_of(receipt.unreached().into_iter().map(|one| (one.node, one.why)).collect());
     #[cfg(not(feature = "cluster"))]
     let unreached = Vec::new();
-    let is_final = receipt.outcomes().open() == 0 && outcome.routing == 0;
     PushReceipt { number, outcome, unreached, is_final }
 }
 
-fn outcome(receipt: &Receipt) -> AdminPushOutcome {
-    let outcome = AdminPushOutcome { stored: receipt.is_kept(), ..receipt.outcomes().into() };
+/// How far it is now, and whether that is all.
+fn outcome(receipt: &Receipt) -> (AdminPushOutcome, bool) {
+    // Before the counts: a node that is asked no more has said its targets.
     #[cfg(feature = "cluster")]
-    let outcome = AdminPushOutcome { routing: receipt.routing(), unreached: receipt.unreached().len(), ..outcome };
-    outcome
+    let (routing, unreached) = (receipt.routing(), receipt.unreached().len());
+    let outcomes = receipt.outcomes();
+    let outcome = AdminPushOutcome { stored: receipt.is_kept(), ..outcomes.into() };
+    #[cfg(feature = "cluster")]
+    let outcome = AdminPushOutcome { routing, unreached, ..outcome };
+    let is_final = outcomes.open() == 0 && outcome.routing == 0;
+    (outcome, is_final)
 }
 
 /// Pushes as the operator says, and notes it.
