@@ -7,8 +7,7 @@
 //! When these are forgotten, the topic has another epoch, and no other topic has.
 
 use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap, VecDeque, hash_map::Entry},
+    collections::{BTreeSet, HashMap, VecDeque, hash_map::Entry},
     hash::{BuildHasher, RandomState},
     sync::{
         Arc,
@@ -111,13 +110,11 @@ pub(super) enum Held<'a> {
 /// See the module.
 pub(super) struct Topics {
     table: RwLock<Table>,
-    due: Mutex<BinaryHeap<Due>>,
+    /// Topics by when they are looked at next, each once.
+    due: Mutex<BTreeSet<(Duration, Arc<str>)>>,
     /// Histories are copies of those that the nodes share: where they stand is known by those.
     is_shared: AtomicBool,
 }
-
-/// A topic, and when it is looked at: the first one first.
-type Due = Reverse<(Duration, Arc<str>)>;
 
 #[derive(Default)]
 pub(super) struct Table {
@@ -286,7 +283,12 @@ impl Topics {
             if let Some(maker) = &topic.maker {
                 table.forget_made(maker);
             }
-            let place = topic.kept.lock().history.as_ref().map(History::position);
+            let kept = topic.kept.lock();
+            if let Some(due) = kept.due {
+                self.due.lock().remove(&(due, Arc::clone(&name)));
+            }
+            let place = kept.history.as_ref().map(History::position);
+            drop(kept);
             let is_shared = self.is_shared.load(Ordering::Relaxed);
             if let Some(place) = place.filter(|place| 0 < place.offset && !is_shared) {
                 table.places.insert(Arc::clone(&name), (place, now + PLACE_LIFETIME));
@@ -300,8 +302,12 @@ impl Topics {
     /// A topic has something to expire: it is looked at when that is due. Its lock is held.
     pub(super) fn schedule(&self, topic: &Topic, kept: &mut Kept) {
         let Some(due) = kept.next_due().filter(|due| kept.due.is_none_or(|known| *due < known)) else { return };
-        kept.due = Some(due);
-        self.due.lock().push(Reverse((due, Arc::clone(&topic.name))));
+        let known = kept.due.replace(due);
+        let mut all = self.due.lock();
+        if let Some(known) = known {
+            all.remove(&(known, Arc::clone(&topic.name)));
+        }
+        all.insert((due, Arc::clone(&topic.name)));
     }
 
     /// Topics that have something to expire by now, so many at most. [`Self::schedule`] follows for each.
@@ -310,9 +316,10 @@ impl Topics {
         while due.len() < topics_max {
             let next = {
                 let mut all = self.due.lock();
-                let Some(Reverse((at, _))) = all.peek().filter(|Reverse((at, _))| *at <= now) else { break };
-                let at = *at;
-                all.pop().map(|Reverse((_, name))| (at, name))
+                if all.first().is_none_or(|(at, _)| now < *at) {
+                    break;
+                }
+                all.pop_first()
             };
             let Some((at, topic)) = next.and_then(|(at, name)| Some((at, self.find(&name)?))) else { continue };
             let mut kept = topic.kept.lock();
@@ -384,8 +391,13 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::{
-        super::{SessionId, presence::Who},
+        super::{
+            SessionId,
+            presence::{Generations, Who},
+        },
         *,
     };
 
@@ -496,6 +508,41 @@ mod tests {
         let names: Vec<_> = due(60).iter().map(|topic| Arc::clone(&topic.name)).collect();
         assert_eq!(names, ["busy".into()]);
         assert_eq!(due(160).len(), 256, "so many at once");
+    }
+
+    /// Members come and go: a topic is in the list once, and no more when it is forgotten.
+    #[test]
+    fn a_topic_is_due_once_while_members_come_and_go() {
+        let (topics, generations) = (Topics::new(), Generations::beginning_at(SystemTime::UNIX_EPOCH));
+        let seconds = Duration::from_secs;
+        let options = TopicOptions::new().history(10, seconds(1_000_000)).presence(true);
+        let topic = topics.keep("room", &options, None).expect("there is room");
+        let (who, session) = (Who::User("ann".into()), SessionId(1));
+        {
+            let mut kept = topic.kept.lock();
+            kept.history.as_mut().expect("one").push(Duration::ZERO, 1, Published::for_test()).clear();
+            topics.schedule(&topic, &mut kept);
+        }
+        for now in (0..100).map(|round| seconds(1000 * round)) {
+            {
+                let mut kept = topic.kept.lock();
+                let roster = kept.roster.as_mut().expect("one");
+                roster.enter(&who, session, &generations);
+                roster.leave(session, Some(now + seconds(120)), &generations);
+                topics.schedule(&topic, &mut kept);
+            }
+            assert_eq!((topics.due(now, 256).len(), topics.due.lock().len()), (0, 1));
+            let due = topics.due(now + seconds(120), 256);
+            assert_eq!(due.len(), 1, "she did not come back");
+            let mut kept = topic.kept.lock();
+            kept.roster.as_mut().expect("one").expire(now + seconds(120), &generations);
+            topics.schedule(&topic, &mut kept);
+            assert_eq!(topics.due.lock().len(), 1);
+        }
+        topic.kept.lock().history = None;
+        drop(topic);
+        topics.forget_unused(Duration::ZERO, ["room".into()], |_| false);
+        assert_eq!((topics.len(), topics.due.lock().len()), (0, 0));
     }
 
     /// What is still subscribed to, held by somebody, or in use is not forgotten, each for itself.
