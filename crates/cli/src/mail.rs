@@ -66,10 +66,14 @@ async fn mailboxes(args: &MailArgs, admin: &Admin) -> Result<(), Failure> {
     if args.json {
         return json(&out, &listed);
     }
-    let mut rows = vec![["USER", "", "", if args.dead { "DEAD" } else { "LETTERS" }].map(str::to_owned)];
-    rows.extend(
-        listed.iter().map(|view| [term::one_line(&view.user), String::new(), String::new(), view.letters.to_string()]),
-    );
+    if listed.is_empty() {
+        return out.line(match args.dead {
+            true => "no device has failed to handle a letter",
+            false => "no mailbox has a letter: every device has handled what it got",
+        });
+    }
+    let mut rows = vec![["USER", if args.dead { "DEAD" } else { "LETTERS" }].map(str::to_owned)];
+    rows.extend(listed.iter().map(|view| [term::one_line(&view.user), view.letters.to_string()]));
     print_table(&out, &rows)
 }
 
@@ -87,7 +91,13 @@ async fn letters(args: &MailArgs, admin: &Admin, user: &str) -> Result<(), Failu
         return json(&out, &serde_json::json!({ "letters": listed, "devices": devices }));
     }
     for (device, place) in &devices {
-        out.line(&format!("device {} has handled all up to {place}", term::one_line(device)))?;
+        out.line(&format!("device {}: {}", term::one_line(device), standing(*place, &listed)))?;
+    }
+    if devices.is_empty() {
+        out.line("no device has read it yet")?;
+    }
+    if listed.is_empty() {
+        return out.line("the mailbox is empty");
     }
     let mut rows = vec![["PLACE", "METHOD", "PUSHED", "BYTES"].map(str::to_owned)];
     rows.extend(
@@ -96,6 +106,16 @@ async fn letters(args: &MailArgs, admin: &Admin, user: &str) -> Result<(), Failu
         }),
     );
     print_table(&out, &rows)
+}
+
+/// How far a device is with the letters that are listed.
+fn standing(place: Place, listed: &[LetterView]) -> String {
+    // A place of another life of the store says nothing of these.
+    let is_behind = |letter: &&LetterView| letter.place.epoch != place.epoch || place < letter.place;
+    match listed.iter().filter(is_behind).count() {
+        0 => "has handled all of these".to_owned(),
+        waiting => format!("has {waiting} of these to handle"),
+    }
 }
 
 async fn dead_letters(args: &MailArgs, admin: &Admin, user: &str) -> Result<(), Failure> {
@@ -107,6 +127,9 @@ async fn dead_letters(args: &MailArgs, admin: &Admin, user: &str) -> Result<(), 
     let out = Out::new();
     if args.json {
         return json(&out, &listed);
+    }
+    if listed.is_empty() {
+        return out.line("no device of this user has failed to handle a letter");
     }
     let mut rows = vec![["PLACE", "METHOD", "GIVEN UP", "TRIES", "DEVICE"].map(str::to_owned)];
     rows.extend(listed.iter().map(|dead| {

@@ -41,6 +41,7 @@ fn a_letter_outlives_the_server() {
     assert_eq!(letters["letters"][0]["service_path"], "Mail");
     let place = letters["letters"][1]["place"].as_str().expect("a text").to_owned();
     let table = operate(&["mail", &second.admin, "--user", "ann"], TOKEN);
+    assert!(table.ended(0).starts_with("no device has read it yet\n"), "{table:?}");
     assert!(table.ended(0).contains(&place) && table.out.contains("Mail.New"), "{table:?}");
     let delete = ["mail", &second.admin, "--user", "ann", "--delete", &place];
     assert_eq!(operate(&delete, TOKEN).ended(0), "deleted 1 letter\n");
@@ -51,6 +52,12 @@ fn a_letter_outlives_the_server() {
     push(&second, "three").ended(0);
     assert!(ann.out.until("Mail.New").ends_with("\"three\""), "and not the one that was deleted");
     assert!(operate(&["mail", &second.admin, "--dead", "--json"], TOKEN).ended(0).starts_with("[]"));
+    let none = "no device has failed to handle a letter\n";
+    assert_eq!(operate(&["mail", &second.admin, "--dead"], TOKEN).ended(0), none);
+    let none = "no device of this user has failed to handle a letter\n";
+    assert_eq!(operate(&["mail", &second.admin, "--dead", "--user", "ann"], TOKEN).ended(0), none);
+    let nobody = operate(&["mail", &second.admin, "--user", "bob"], TOKEN);
+    assert_eq!(nobody.ended(0), "no device has read it yet\nthe mailbox is empty\n");
     operate(&["mail", &second.admin, "--user", "ann", "--send-again", &place], TOKEN).failed(1, &["no such letter"]);
 }
 
