@@ -46,6 +46,9 @@ use crate::{
 const WAITING_MAX: usize = 64 << 10;
 /// See [`WAITING_MAX`].
 const WAITING_BYTES_MAX: usize = 16 << 20;
+/// Most publishes of this node that are stored and have not come back, of which the payloads are let go. Of more the receipts
+/// do not wait for that.
+const STORED_MAX: usize = 64 << 10;
 /// What of one topic is appended at a time: most messages, and bytes after which no more are taken.
 const TOGETHER_MAX: usize = 256;
 /// See [`TOGETHER_MAX`].
@@ -116,7 +119,8 @@ struct State {
 /// A publish of this node that is not over.
 struct Publishing {
     topic: Arc<str>,
-    push: Push,
+    /// Until it is stored: sent to the subscribers of this node if it cannot be.
+    push: Option<Push>,
     receipt: Receipt,
     storing: Storing,
     since: Instant,
@@ -133,7 +137,7 @@ impl Publishing {
     fn begin(topic: &Arc<str>, push: &Push, receipt: &Receipt) -> Self {
         Self {
             topic: Arc::clone(topic),
-            push: push.clone(),
+            push: Some(push.clone()),
             receipt: receipt.clone(),
             storing: receipt.storing(vec![Log::History(topic.to_string())]),
             since: Instant::now(),
@@ -218,7 +222,8 @@ impl TopicsOfNode {
             let Some(publishing) = state.publishing.get(&number) else { return };
             let Some(stored) = publishing.stored else { return };
             let is_late = DELIVERED_WITHIN <= publishing.since.elapsed();
-            let comes = !publishing.is_delivered && !stored.repeated && !is_late;
+            let are_many = STORED_MAX + state.waiting < state.publishing.len();
+            let comes = !publishing.is_delivered && !stored.repeated && !is_late && !are_many;
             if comes && has_subscribers(&publishing.topic) {
                 return;
             }
@@ -285,6 +290,7 @@ impl TopicsOfNode {
             match stored {
                 Ok(stored) => {
                     publishing.stored = Some(stored);
+                    publishing.push = None;
                     all.push(Over::Stored(*number));
                 }
                 Err(why) => all.extend(state.publishing.remove(number).map(|one| Over::Failed(Box::new(one), why))),
@@ -536,7 +542,7 @@ impl Node {
     /// The log has not taken it.
     fn fail(&self, sessions: &Registry, publishing: Publishing, why: AppendError) {
         let Publishing { topic, push, receipt, storing, .. } = publishing;
-        if sessions.hub.goes_apart(&topic) {
+        if let Some(push) = push.filter(|_| sessions.hub.goes_apart(&topic)) {
             // What they do not get its receipt says.
             let _ = sessions.hub.publish_apart(&topic, &push, &receipt);
         }
@@ -928,6 +934,29 @@ mod tests {
         assert!(within(0).await.is_err(), "and so many of the others");
         turns.clear();
         assert!(within(1).await.is_ok() && within(0).await.is_ok());
+    }
+
+    /// What is stored keeps no payload while it has not come back, and what is not keeps it. Of so many the receipts wait for
+    /// that, and of no more.
+    #[tokio::test(start_paused = true)]
+    async fn what_has_not_come_back_is_bounded() {
+        let count = STORED_MAX as u64 + 2;
+        let (topics, topic) = topics_with(count).await;
+        let place = |sequence| Place { epoch: 1, sequence };
+        for number in 1..count {
+            let stored = Stored::new(place(number), Level::Memory, false);
+            topics.note(&topic, &[number], &[Ok(stored)], Level::Memory);
+        }
+        let all = || (1..=count).filter(|number| topics.state.lock().publishing.contains_key(number)).count();
+        let has_payload = |number: u64| topics.state.lock().publishing[&number].push.is_some();
+        assert!((1..count).all(|number| !has_payload(number)) && has_payload(count));
+
+        (1..=count).for_each(|number| topics.settle(number, |_| true));
+        assert_eq!(all(), STORED_MAX + 1, "one is over, and one waits");
+        assert!(has_payload(count), "the one that waits");
+        tokio::time::advance(DELIVERED_WITHIN).await;
+        (1..=count).for_each(|number| topics.settle(number, |_| true));
+        assert_eq!(all(), 1);
     }
 
     /// What is not stored in its time is given up, and what may be is said to be unknown; what was seen in the log is stored.
