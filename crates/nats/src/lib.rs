@@ -126,6 +126,7 @@ impl NatsEngine {
     /// [`ConnectError`] says what is to be done.
     pub async fn connect(options: NatsOptions) -> Result<Arc<Self>, ConnectError> {
         let until = Instant::now() + options.start_max;
+        options.check()?;
         let names = options.names()?;
         let addresses = options.server_addresses()?;
         choose_cryptography();

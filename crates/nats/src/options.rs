@@ -167,7 +167,7 @@ impl NatsOptions {
     }
 
     /// How many servers keep each entry. Default: three at a cluster of servers, else one; streams that are there already
-    /// keep theirs.
+    /// keep theirs. 0 is [refused](ConnectError::Bound).
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.replicas = Some(replicas);
         self
@@ -181,20 +181,23 @@ impl NatsOptions {
         self
     }
 
-    /// Most entries of the history of one topic. Default 1,000.
+    /// Most entries of the history of one topic; 0 counts as 1, and more than `i64::MAX` is [refused](ConnectError::Bound).
+    /// Default 1,000.
     pub fn history_entries_max(mut self, entries: usize) -> Self {
         self.history_entries_max = entries.max(1);
         self
     }
 
-    /// Most entries of one mailbox. Default 1,000.
+    /// Most entries of one mailbox; 0 counts as 1, and more than `i64::MAX` is [refused](ConnectError::Bound).
+    /// Default 1,000.
     pub fn mailbox_entries_max(mut self, entries: usize) -> Self {
         self.mailbox_entries_max = entries.max(1);
         self
     }
 
     /// Most bytes of each stream with logs when it is made, ten of the thirteen; the broker reserves them. Leases, records
-    /// and cursors end with their time, and have no bound but the broker's own. Default: no bound but that.
+    /// and cursors end with their time, and have no bound but the broker's own. 0 and more than
+    /// `i64::MAX` are [refused](ConnectError::Bound). Default: no bound but the broker's own.
     pub fn stream_bytes_max(mut self, bytes: u64) -> Self {
         self.stream_bytes_max = Some(bytes);
         self
@@ -210,6 +213,20 @@ impl NatsOptions {
     pub fn start_max(mut self, most: Duration) -> Self {
         self.start_max = most.min(FOR_EVER);
         self
+    }
+
+    /// A number that the broker would take for no bound at all, or for its own default, is refused.
+    pub(crate) fn check(&self) -> Result<(), ConnectError> {
+        let bounds = [
+            ("stream_bytes_max", self.stream_bytes_max),
+            ("history_entries_max", Some(self.history_entries_max as u64)),
+            ("mailbox_entries_max", Some(self.mailbox_entries_max as u64)),
+            ("replicas", self.replicas.map(|replicas| replicas as u64)),
+        ];
+        let is_wrong = |value: u64| value == 0 || i64::try_from(value).is_err();
+        let mut wrong =
+            bounds.into_iter().filter_map(|(option, value)| Some((option, value.filter(|it| is_wrong(*it))?)));
+        wrong.next().map_or(Ok(()), |(option, value)| Err(ConnectError::Bound { option, value }))
     }
 
     pub(crate) fn names(&self) -> Result<Names, ConnectError> {
@@ -318,6 +335,14 @@ pub enum ConnectError {
     /// An address has a user or a password in it, where logs and lists of processes would show them.
     #[error("an address has a user or a password in it: name them apart, where no log shows them")]
     SecretInAddress,
+    /// A number of [`NatsOptions`] that the broker would take for no bound, or for another one.
+    #[error("`NatsOptions::{option}` is {value}, and must be from 1 to {}", i64::MAX)]
+    Bound {
+        /// Which.
+        option: &'static str,
+        /// What it is.
+        value: u64,
+    },
     /// The cluster's name cannot be part of a subject.
     #[error("`{name}` cannot be the name of a cluster: at most 32 letters, digits, `-` and `_`")]
     Name {
@@ -481,6 +506,30 @@ mod tests {
             assert!(matches!(read(wrong), Err(ConnectError::Address { .. })), "{wrong:?}: {:?}", read(wrong));
         }
         assert_eq!(NatsOptions::new(<[&str; 0]>::default()).server_addresses(), Err(ConnectError::NoAddress));
+    }
+
+    /// What the broker would take for no bound is refused before it is asked for anything.
+    #[tokio::test]
+    async fn what_would_be_no_bound_is_refused() {
+        let most = i64::MAX as u64;
+        // Nobody listens there: whatever is right is refused by that.
+        let options = || NatsOptions::new(["nats://127.0.0.1:1"]);
+        for (wrong, option, value) in [
+            (options().stream_bytes_max(0), "stream_bytes_max", 0),
+            (options().stream_bytes_max(most + 1), "stream_bytes_max", most + 1),
+            (options().stream_bytes_max(u64::MAX), "stream_bytes_max", u64::MAX),
+            (options().history_entries_max(usize::MAX), "history_entries_max", usize::MAX as u64),
+            (options().mailbox_entries_max(usize::MAX), "mailbox_entries_max", usize::MAX as u64),
+            (options().replicas(0), "replicas", 0),
+        ] {
+            let error = crate::NatsEngine::connect(wrong).await.expect_err("it is no bound");
+            assert_eq!(error, ConnectError::Bound { option, value });
+            assert!(error.to_string().contains(&format!("{option}` is {value}, and must be from 1")), "{error}");
+        }
+        for right in [options(), options().stream_bytes_max(1), options().stream_bytes_max(most), options().replicas(5)]
+        {
+            assert_eq!(right.history_entries_max(0).mailbox_entries_max(0).check(), Ok(()));
+        }
     }
 
     #[tokio::test]
