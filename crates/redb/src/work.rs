@@ -38,8 +38,9 @@ pub(crate) enum Failed {
     Maybe,
 }
 
-/// Says what came of a change; called when it is on the disk, and dropped if it may not be.
-type Answer = Box<dyn FnOnce() + Send>;
+/// Says what came of a change: called when it is on the disk, or may be. It is dropped if it is certain not to be, as a
+/// change is that never began.
+type Answer = Box<dyn FnOnce(Result<(), Failed>) + Send>;
 type Apply = Box<dyn FnOnce(&mut Change<'_>) -> Result<Answer, redb::Error> + Send>;
 type Ask = Box<dyn FnOnce(&Look<'_>) -> Result<(), redb::Error> + Send>;
 
@@ -91,7 +92,7 @@ impl Workers {
         let (told, answer) = oneshot::channel();
         let apply: Apply = Box::new(move |change| {
             let outcome = apply(change)?;
-            Ok(Box::new(move || _ = told.send(outcome)))
+            Ok(Box::new(move |ended| _ = told.send(ended.map(|()| outcome))))
         });
         let me = Arc::clone(self);
         Box::pin(async move {
@@ -100,7 +101,7 @@ impl Workers {
             queue.jobs.lock().send(Job(apply, permit)).map_err(|_| Failed::Never)?;
             // The file stays open no longer than somebody has the store.
             drop(me);
-            answer.await.map_err(|_| Failed::Maybe)
+            answer.await.unwrap_or(Err(Failed::Never))
         })
     }
 
@@ -166,7 +167,8 @@ impl Writer {
         }
     }
 
-    /// Changes it all in one transaction, and answers when that is on the disk.
+    /// Changes it all in one transaction, and answers when that is on the disk. What fails before it is written changes
+    /// nothing.
     fn commit(&self, jobs: Vec<Job<Apply>>) -> Result<(), redb::Error> {
         let mut txn = self.database.begin_write()?;
         txn.set_durability(Durability::Immediate)?;
@@ -183,9 +185,25 @@ impl Writer {
             answers.push(apply(&mut change)?);
         }
         change.finish()?;
+        let committing = Committing(answers);
         txn.commit()?;
-        answers.into_iter().for_each(|answer| answer());
+        committing.done();
         Ok(())
+    }
+}
+
+/// Who waits for a transaction that is being written: unless it is done, nobody knows what is on the disk.
+struct Committing(Vec<Answer>);
+
+impl Committing {
+    fn done(mut self) {
+        std::mem::take(&mut self.0).into_iter().for_each(|answer| answer(Ok(())));
+    }
+}
+
+impl Drop for Committing {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|answer| answer(Err(Failed::Maybe)));
     }
 }
 
@@ -214,5 +232,78 @@ impl Said {
                 self.0 = true;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use bothways::store::{AppendError, Log, NewEntry, Store as _};
+    use redb::{StorageBackend, backends::InMemoryBackend};
+
+    use super::*;
+    use crate::RedbStore;
+
+    /// A disk that writes nothing any more from some moment on.
+    #[derive(Debug)]
+    struct Disk {
+        memory: InMemoryBackend,
+        is_broken: Arc<AtomicBool>,
+    }
+
+    impl Disk {
+        fn works(&self) -> Result<(), std::io::Error> {
+            match self.is_broken.load(Ordering::Relaxed) {
+                true => Err(std::io::Error::other("the disk is broken")),
+                false => Ok(()),
+            }
+        }
+    }
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> Result<u64, std::io::Error> {
+            self.memory.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
+            self.memory.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> Result<(), std::io::Error> {
+            self.works()?;
+            self.memory.set_len(len)
+        }
+
+        fn sync_data(&self) -> Result<(), std::io::Error> {
+            self.works()?;
+            self.memory.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
+            self.works()?;
+            self.memory.write(offset, data)
+        }
+    }
+
+    /// Of what was being written when the disk broke nobody knows whether it is there. What comes after that is not.
+    #[tokio::test]
+    async fn what_never_began_is_known_not_to_be_stored() {
+        let is_broken = Arc::new(AtomicBool::new(false));
+        let disk = Disk { memory: InMemoryBackend::new(), is_broken: Arc::clone(&is_broken) };
+        let database = Database::builder().create_with_backend(disk).expect("it works");
+        let identity = crate::begin(&database).expect("it works").expect("it is new");
+        let options = StoreOptions::new();
+        let workers = Workers::start(Arc::new(database), options, identity).expect("there are threads");
+        let store = RedbStore { options, workers: Arc::new(workers) };
+
+        let log = || Log::Mailbox("ann".to_owned());
+        let entry = || NewEntry::new("letter").with_time_to_live(Duration::from_secs(3600));
+        store.append(log(), entry()).await.expect("it works");
+        is_broken.store(true, Ordering::Relaxed);
+        assert_eq!(store.append(log(), entry()).await, Err(AppendError::Unknown), "it was being written");
+        assert_eq!(store.append(log(), entry()).await, Err(AppendError::Down), "it never began");
+        let all = store.append_all(log(), vec![entry(), entry()]).await;
+        assert_eq!(all, [Err(AppendError::Down); 2], "nor did these");
     }
 }
