@@ -7,6 +7,7 @@
 //! | `mailbox/window.rs` | how far it is; no I/O, no clock |
 //! | `mailbox/letter.rs` | what is in a mailbox |
 //! | `mailbox/desk.rs` | what an operator does with mailboxes |
+//! | `mailbox/unsure.rs` | appends that may be done after their callers have given up |
 //!
 //! ```text
 //!  Server::push ──► post ──► one lane a user, in order ──► Store::append_all
@@ -24,6 +25,7 @@
 mod desk;
 mod letter;
 mod reader;
+mod unsure;
 mod window;
 
 use std::{
@@ -41,6 +43,7 @@ pub use self::desk::{DeadLetter, LetterView, Mail, MailboxView};
 use self::{
     letter::Letter,
     reader::{Reader, Registered},
+    unsure::Unsure,
     window::Tries,
 };
 use super::{
@@ -162,6 +165,7 @@ pub(crate) struct Mailboxes {
     runtimes: Arc<Runtimes>,
     outgoing: Mutex<Outgoing>,
     readers: Mutex<HashMap<SessionId, Arc<Reader>>>,
+    unsure: Unsure,
     /// The names that clients gave their devices, of those that gave one.
     devices: Mutex<HashMap<SessionId, Arc<str>>>,
     naming: [tokio::sync::Mutex<()>; NAMING_AT_ONCE],
@@ -238,6 +242,7 @@ impl Mailboxes {
             runtimes: Arc::clone(&registry.runtimes),
             outgoing: Mutex::default(),
             readers: Mutex::default(),
+            unsure: Unsure::default(),
             devices: Mutex::default(),
             naming: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             told: Told::default(),
@@ -443,7 +448,9 @@ impl Lane {
             self.give_back();
             // A store that answers less than it was asked leaves the others unknown.
             let outcomes = outcomes.into_iter().chain(std::iter::repeat(Err(AppendError::Unknown)));
+            let mut is_unsure = false;
             for (posting, outcome) in postings.into_iter().zip(outcomes) {
+                is_unsure |= outcome == Err(AppendError::Unknown);
                 match &outcome {
                     Ok(stored) => mail.deliver(&user, stored, &posting.receipt),
                     Err(AppendError::Down | AppendError::Unknown) => {
@@ -452,6 +459,9 @@ impl Lane {
                     Err(_) => {}
                 }
                 posting.note(&user, outcome);
+            }
+            if is_unsure {
+                mail.look_for(&user);
             }
         }
     }

@@ -186,7 +186,11 @@ impl Mail {
         // Sent again twice within two minutes, it is there once.
         let entry = NewEntry::new(dead.letter).with_key(format!("again {place}"));
         let entry = entry.with_time_to_live(self.mailboxes.options.ttl_max);
-        let stored = self.within(store.append(mailbox, entry), AppendError::Unknown).await?;
+        let stored = self.within(store.append(mailbox, entry), AppendError::Unknown).await;
+        if stored == Err(AppendError::Unknown) {
+            self.mailboxes.look_for(user);
+        }
+        let stored = stored?;
         let removed = self.within(store.remove(dead_letters, place), EngineDown).await;
         self.mailboxes.ring(user, Some(stored.place));
         removed.map_err(|_| AppendError::Unknown)?;
