@@ -184,7 +184,13 @@ impl Message {
     }
 
     /// The value of one pair beside the payload, like [`Metadata::value`], without taking hold of them all.
+    #[inline]
     pub fn metadata_value(&self, key: &str) -> Option<&[u8]> {
+        // Most messages have none.
+        if self.metadata_len == 0 { None } else { self.last_value(key) }
+    }
+
+    fn last_value(&self, key: &str) -> Option<&[u8]> {
         let pairs = crate::Pairs::of_block(self.metadata_bytes());
         pairs.filter(|(k, _)| *k == key.as_bytes()).last().map(|(_, value)| value)
     }
@@ -208,7 +214,10 @@ impl Message {
     /// [`DecodeError::UnknownCompression`], [`DecodeError::Gzip`] or
     /// [`DecodeError::DecompressedTooLarge`]; the connection can go on, only this message is lost.
     pub fn payload(&self, limits: &Limits) -> Result<Bytes, DecodeError> {
-        self.clone().into_payload(limits)
+        match self.header.compress() {
+            CompressType::NONE => Ok(self.wire_payload()),
+            _ => self.clone().into_payload(limits),
+        }
     }
 
     /// The payload, like [`Self::payload`], without keeping the message.

@@ -31,8 +31,15 @@ const LATE_REFUSAL: Duration = Duration::from_millis(250);
 
 /// When the caller of a request gives up. A text that is no number is ignored, as in Go. A time that is over means that
 /// nobody waits for the handler; from a plain caller it means nothing, for Go's server runs such a call.
+#[inline]
 pub(crate) fn deadline(connection: &Connection, message: &Message) -> Result<Option<Instant>, Reply> {
-    let Some(text) = message.metadata_value(keys::SERVER_TIMEOUT) else { return Ok(None) };
+    match message.metadata_value(keys::SERVER_TIMEOUT) {
+        None => Ok(None),
+        Some(text) => stated_deadline(connection, text),
+    }
+}
+
+fn stated_deadline(connection: &Connection, text: &[u8]) -> Result<Option<Instant>, Reply> {
     let Some(left) = str::from_utf8(text).ok().and_then(|text| text.parse::<i64>().ok()) else { return Ok(None) };
     match u64::try_from(left) {
         Ok(left) if 0 < left => Ok(Some(after(Duration::from_millis(left)))),
