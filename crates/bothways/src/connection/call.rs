@@ -33,8 +33,9 @@ impl Waiter {
 
 /// A call that was sent.
 struct Begun<'a> {
-    guard: Forget<'a>,
+    /// Dropped before the guard, which drops the other end under the lock: nobody is woken by that.
     reply: oneshot::Receiver<Result<Message, CallError>>,
+    guard: Forget<'a>,
     written: Written,
 }
 

@@ -100,6 +100,20 @@ fn a_waker_may_look_at_the_connection() {
     }
 }
 
+/// A call that is given up wakes nobody: it leaves the table under the lock.
+#[test]
+fn a_call_that_is_given_up_wakes_nobody() {
+    does_not_hang("given up", || {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (connection, _heard, _far) = unread(&runtime);
+        let _within = runtime.enter();
+        let waker = Waker::from(Arc::new(Looks(connection.clone())));
+        let mut calling = Box::pin(call(&connection, "wait", Bytes::from_static(&[0; 100])));
+        assert!(calling.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        drop(calling);
+    });
+}
+
 /// Who waits for room is woken when the lock is free.
 #[test]
 fn a_waker_for_room_may_look_at_the_connection() {
