@@ -45,9 +45,10 @@ impl Asked {
         Ok(Self { count, size })
     }
 
-    /// How many pushes all connections together are to receive.
-    fn pushes(self, args: &LoadArgs) -> u64 {
-        self.count * u64::from(args.connections)
+    /// How many pushes so many connections together are to receive.
+    fn pushes(self, connections: u32) -> u64 {
+        // More than can be counted, or be sent: the server refuses long before.
+        self.count.saturating_mul(u64::from(connections))
     }
 }
 
@@ -99,7 +100,7 @@ impl Receivers {
         args: &LoadArgs,
         asked: Asked,
     ) -> Outcome {
-        let bar = load::bar(asked.pushes(args));
+        let bar = load::bar(asked.pushes(args.connections));
         let began = Instant::now();
         tokio::pin!(broadcast);
 
@@ -119,7 +120,7 @@ impl Receivers {
                     if self.readers.is_empty() {
                         // Each reader has all its pushes, or lost its connection: only the answer can still come.
                         progress.update(&self.received);
-                        complete_after = (heard.received == asked.pushes(args)).then(|| began.elapsed());
+                        complete_after = (heard.received == asked.pushes(args.connections)).then(|| began.elapsed());
                         if answer.is_some() {
                             break;
                         }
@@ -259,7 +260,7 @@ async fn read(mut messages: ServerMessages, asked: Asked, received: Arc<AtomicU6
 }
 
 fn missing(args: &LoadArgs, asked: Asked, heard: &Heard) -> u64 {
-    asked.pushes(args).saturating_sub(heard.received)
+    asked.pushes(args.connections).saturating_sub(heard.received)
 }
 
 fn report(args: &LoadArgs, asked: Asked, heard: &Heard, elapsed: Duration) -> Result<(), Failure> {
@@ -288,7 +289,7 @@ fn report(args: &LoadArgs, asked: Asked, heard: &Heard, elapsed: Duration) -> Re
 
 fn verdict(args: &LoadArgs, asked: Asked, heard: &Heard) -> Result<(), Failure> {
     let missing = missing(args, asked, heard);
-    if missing + heard.out_of_order + heard.malformed == 0 {
+    if [missing, heard.out_of_order, heard.malformed] == [0; 3] {
         return Ok(());
     }
     Err(Failure::new(
@@ -364,5 +365,7 @@ mod tests {
         for (count, size) in [("0", "64"), ("x", "64"), ("1", "7"), ("1", "x")] {
             assert_eq!(asked(count, size).expect_err("wrong").exit(), Some(Exit::Usage), "{count} {size}");
         }
+        let most = asked(&u64::MAX.to_string(), "8").expect("a number");
+        assert_eq!((most.pushes(1), most.pushes(1000)), (u64::MAX, u64::MAX), "as many as can be counted");
     }
 }

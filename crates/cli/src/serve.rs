@@ -44,26 +44,42 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let node = crate::cluster::join(&args.cluster, &args.address, &server).await?;
     #[cfg(not(feature = "nats"))]
     let node: Option<String> = None;
+    let served = serve(&args, &server, (callers, calls), node.as_deref(), &mut signals).await;
+    if served.is_err() {
+        // As a node it has a lease, for whose time others would take it for one that may come back.
+        server.shutdown(Duration::ZERO).await;
+    }
+    served
+}
+
+/// Listens, and serves until it is to stop.
+async fn serve(
+    args: &ServeArgs,
+    server: &Server,
+    (callers, calls): (Remembered, Calls),
+    node: Option<&str>,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
     let listening = match args.activated {
-        true => listen_on_what_was_passed(&server)?,
+        true => listen_on_what_was_passed(server)?,
         false => vec![server.listen(&args.address.to_string()).await.map_err(|error| Failure::serve(&error))?],
     };
 
     let has_admin_token = args.admin_token_env.is_some() || args.admin_token_file.is_some();
     let operators = match has_admin_token {
-        true => Some(listen_admin(&server, args.admin.as_ref()).await?),
+        true => Some(listen_admin(server, args.admin.as_ref()).await?),
         false => None,
     };
 
     let http = match args.http {
-        Some(address) => Some(web::listen(&args, address, &server, calls).await?),
+        Some(address) => Some(web::listen(args, address, server, calls).await?),
         None => None,
     };
 
     let out = Out::new();
-    print_start(&out, &args, &listening, operators.as_ref(), http.as_ref())?;
+    print_start(&out, args, &listening, operators.as_ref(), http.as_ref())?;
     if let Some(node) = node {
-        out.line(&node)?;
+        out.line(node)?;
     }
     out.line("Ctrl-C stops")?;
 
@@ -79,7 +95,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), Failure> {
     })?;
     drop(listening);
 
-    stop(&args, &server, &mut signals, &out).await
+    stop(args, server, signals, &out).await
 }
 
 /// Builds the server with the demo services, and with the access rules and the TLS that the arguments ask for.

@@ -189,7 +189,9 @@ fn how_much(asked: &[u8]) -> Result<(usize, usize), String> {
     let (count_max, size_max) = BROADCAST_MAX;
     match numbers[..] {
         [count, size]
-            if count <= count_max && (8..=size_max).contains(&size) && count * size <= BROADCAST_BYTES_MAX =>
+            if count <= count_max
+                && (8..=size_max).contains(&size)
+                && count.saturating_mul(size) <= BROADCAST_BYTES_MAX =>
         {
             Ok((count, size))
         }

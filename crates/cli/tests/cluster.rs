@@ -117,6 +117,27 @@ fn without_the_broker_a_node_serves_its_own_clients() {
     there.out.until("again");
 }
 
+/// A server that has joined and cannot listen leaves: no lease of it is left behind.
+#[test]
+fn a_node_that_cannot_listen_leaves_the_cluster() {
+    let Some(broker) = Broker::one() else { return };
+    let one = node(&broker);
+    let urls = broker.addresses().join(",");
+    run(&["serve", &one.address, "--cluster", &urls]).failed(2, &["another program listens there"]);
+
+    let began = Instant::now();
+    let nodes = || {
+        let mut nodes = bothways(&["nodes", &one.admin, "--admin-token-env", TOKEN.0, "--json"]);
+        nodes.env(TOKEN.0, TOKEN.1);
+        let nodes: serde_json::Value = serde_json::from_str(&finish(nodes, b"").out).expect("JSON");
+        nodes.as_array().expect("a list").len()
+    };
+    // That it has left comes to the other node by mail. A lease would end after 15 s.
+    while nodes() != 1 {
+        assert!(began.elapsed() < Duration::from_secs(8), "its lease is left behind");
+    }
+}
+
 /// What is wrong is said in words, with an exit code, and without what is secret.
 #[test]
 fn what_is_wrong_with_the_cluster_is_said() {
