@@ -23,7 +23,6 @@ use crate::{
     connection::Connection,
     reply::BoxFuture,
     session::{Known, RETRY_LATE, SessionId, SessionImage, hash_of},
-    store::Place,
 };
 
 /// How long a client waits for its session to come here, before it is to come again.
@@ -170,9 +169,7 @@ impl Node {
                     }
                     self.install(me, id, Owned::new(term, revision, wanted.attempt.unwrap_or(0), None), &image);
                     if let Some(parked) = seen.written.as_ref().and_then(|written| written.parked) {
-                        // Its time would end by itself.
-                        let place = Place { epoch: parked.epoch, sequence: parked.last };
-                        let _ = self.engine().trim(Log::Parked(id), place).await;
+                        self.forget_parked(id, parked).await;
                     }
                     return None;
                 }

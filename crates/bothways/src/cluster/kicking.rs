@@ -13,16 +13,13 @@ use tokio::{
 
 use super::{
     ask::{Answers, Asked, Said},
-    claim::{NOBODY, Record},
+    claim::Record,
     engine::{EngineDown, Log, NodeId},
     moves::WriteError,
     node::Node,
     record::Written,
 };
-use crate::{
-    session::{InStore, Known, SessionId, Target, TopicError, UnreachedWhy},
-    store::Place,
-};
+use crate::session::{InStore, SessionId, Target, TopicError, UnreachedWhy};
 
 /// How long one question to the register may take.
 const ASK_MAX: Duration = Duration::from_secs(1);
@@ -166,14 +163,11 @@ impl Node {
                 return Ok(Nowhere::At(owner));
             }
             // A node that was stopped may have it still.
-            let given_up = Record { term: term + 1, owner: NOBODY, nonce: rand::random() };
-            let given_up = Written::new(&given_up, &Known::of(written.hash));
+            let given_up = Written::nobodys(term, written.hash);
             match timeout(ASK_MAX, self.write(id, Some(revision), &given_up)).await {
                 Ok(Ok(_)) => {
                     if let Some(parked) = written.parked {
-                        // Its time would end by itself.
-                        let place = Place { epoch: parked.epoch, sequence: parked.last };
-                        let _ = timeout(ASK_MAX, self.engine().trim(Log::Parked(id), place)).await;
+                        let _ = timeout(ASK_MAX, self.forget_parked(id, parked)).await;
                     }
                     return Ok(Nowhere::Ended);
                 }

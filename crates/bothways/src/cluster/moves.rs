@@ -39,7 +39,7 @@ use tokio::{
 };
 
 use super::{
-    claim::{Admission, Given, Keep, Keeping, NOBODY, Record, Wrote},
+    claim::{Admission, Given, Keep, Keeping, Record, Wrote},
     cuts::{Cuts, Passed, Passing},
     engine::{ClaimError, NodeId, Revision},
     mail::{Answer, Standing},
@@ -67,7 +67,7 @@ const FROZEN_MAX: Duration = Duration::from_secs(1);
 const SIDE_BY_SIDE: usize = 64;
 /// After how long what the register did not take is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often it is looked whether sessions that go on elsewhere have gone.
+/// See [`wait_until`].
 const LOOK: Duration = Duration::from_millis(20);
 /// How long one question about a move may take.
 pub(super) const ASK_MAX: Duration = Duration::from_secs(1);
@@ -128,6 +128,14 @@ struct Departing<'a>(&'a Moves);
 impl Drop for Departing<'_> {
     fn drop(&mut self) {
         self.0.departing.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Looks again and again until this holds, so long at most.
+pub(super) async fn wait_until(most: Duration, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + most;
+    while !holds() && Instant::now() < deadline {
+        sleep(LOOK).await;
     }
 }
 
@@ -408,10 +416,7 @@ impl Moves {
 
     /// Waits until what follows the pushes is noted of each session that is here no more; so long at most.
     pub(super) async fn all_departed(&self, most: Duration) {
-        let deadline = Instant::now() + most;
-        while self.departing.load(Ordering::Acquire) != 0 && Instant::now() < deadline {
-            sleep(LOOK).await;
-        }
+        wait_until(most, || self.departing.load(Ordering::Acquire) == 0).await;
     }
 
     fn count_left(&self, state: &State) {
@@ -1078,8 +1083,7 @@ impl Node {
             let _ = self.engine().forget(id, revision).await;
             return;
         }
-        let ended = Record { term: term + 1, owner: NOBODY, nonce: rand::random() };
-        let _ = self.write(id, Some(revision), &Written::new(&ended, &Known::of([0; 32]))).await;
+        let _ = self.write(id, Some(revision), &Written::nobodys(term, [0; 32])).await;
     }
 
     /// There is no record of a session that is here any more. Where its image was given away, who got it may have it: the

@@ -14,13 +14,14 @@ use std::{
 use tokio::{
     sync::Semaphore,
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 use super::{
     claim::{Keep, Record},
     engine::{Log, NodeId, Revision},
     kicking::parked_of,
+    moves::wait_until,
     node::Node,
     record::{Parked, Written},
     snapshot,
@@ -28,15 +29,13 @@ use super::{
 use crate::{
     clock::after,
     session::{Known, Registry, SessionId, SessionImage},
-    store::NewEntry,
+    store::{NewEntry, Place},
 };
 
 /// Sessions that are parked side by side.
 const SIDE_BY_SIDE: usize = 64;
 /// How long one of them may take, and all of them.
 const PARK_MAX: Duration = Duration::from_secs(5);
-/// How often one is looked at that another node is about to have.
-const LOOK: Duration = Duration::from_millis(20);
 /// See [`PARK_MAX`].
 const ALL_MAX: Duration = Duration::from_secs(30);
 
@@ -101,10 +100,7 @@ impl Node {
     /// No session is brought here any more, and what was on its way here when the server began to stop is here, or is not.
     async fn all_brought(&self) {
         self.moves.bring_no_more();
-        let deadline = Instant::now() + PARK_MAX;
-        while self.moves.are_being_brought() && Instant::now() < deadline {
-            sleep(LOOK).await;
-        }
+        wait_until(PARK_MAX, || !self.moves.are_being_brought()).await;
     }
 
     async fn park(self: &Arc<Self>, sessions: &Arc<Registry>, id: SessionId, bytes: &AtomicUsize) -> Put {
@@ -210,10 +206,13 @@ impl Node {
     /// A session whose image another node has got is there in a moment, or stays here by a compare-and-set: until then
     /// nobody can tell, and it is neither parked nor ended.
     async fn settled(&self, id: SessionId) {
-        let deadline = Instant::now() + PARK_MAX;
-        while self.moves.is_frozen(id) && Instant::now() < deadline {
-            sleep(LOOK).await;
-        }
+        wait_until(PARK_MAX, || !self.moves.is_frozen(id)).await;
+    }
+
+    /// A session is in the store no more. Its time would end by itself.
+    pub(super) async fn forget_parked(&self, id: SessionId, parked: Parked) {
+        let place = Place { epoch: parked.epoch, sequence: parked.last };
+        let _ = self.engine().trim(Log::Parked(id), place).await;
     }
 
     /// It cannot be parked.

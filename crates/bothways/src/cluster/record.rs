@@ -62,6 +62,11 @@ impl Written {
         }
     }
 
+    /// From here on the session is nobody's. `term`: that of the record before.
+    pub(super) fn nobodys(term: u64, hash: [u8; 32]) -> Self {
+        Self::new(&Record { term: term + 1, owner: NOBODY, nonce: rand::random() }, &Known::of(hash))
+    }
+
     pub(super) fn record(&self) -> Record {
         Record { term: self.term, owner: NodeId(self.owner), nonce: self.nonce }
     }

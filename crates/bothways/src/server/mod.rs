@@ -728,10 +728,10 @@ impl Server {
     /// answered. If the slots take longer than half of the deadline, clients get the Goodbye earlier and are asked to
     /// wait for their slots. Bothways clients do; plain ones come back at any time.
     ///
-    /// In a cluster sessions go on: those whose clients come to another node, within two seconds from their slots on, are
-    /// handed over to it, and the others are parked in the store of the cluster, where any node finds them. A server alone hands nothing over: its sessions end
-    /// with it, at the latest at the deadline. The report says how many of each, and how many pushes the clients of those
-    /// that ended have not handled.
+    /// In a cluster sessions go on: those whose clients come to another node, within two seconds from their slots on,
+    /// are handed over to it, and the others are parked in the store of the cluster, where any node finds them. A
+    /// server alone hands nothing over: its sessions end with it, at the latest at the deadline. The report says how
+    /// many of each, and how many pushes the clients of those that ended have not handled.
     ///
     /// ```
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
