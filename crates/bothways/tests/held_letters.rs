@@ -1,5 +1,9 @@
 //! Letters that are held up: by a runtime that ends before it has run what waits in it, and by a store that is full.
 
+#[macro_use]
+#[path = "mailbox/passes_on.rs"]
+mod passes_on;
+
 use std::{
     sync::{
         Arc,
@@ -12,7 +16,7 @@ use bothways::{
     Class, Client, ClientOptions, Push, Receipt, Server, ServerBuilder, ServerMessages, Target,
     cluster::memory::{MemoryBroker, MemoryEngine},
     session::MailboxOptions,
-    store::{AppendError, BoxFuture, EngineDown, Log, NewEntry, Page, Place, Store, Stored},
+    store::{AppendError, BoxFuture, Log, NewEntry, Store, Stored},
     testing::{self, Network},
 };
 use tokio::{
@@ -118,33 +122,7 @@ impl Store for Full {
         self.store.append(to, entry)
     }
 
-    fn read(&self, from: Log, after: u64, max: usize) -> BoxFuture<Result<Page, EngineDown>> {
-        self.store.read(from, after, max)
-    }
-
-    fn cursor(&self, of: Log, reader: String) -> BoxFuture<Result<Option<Place>, EngineDown>> {
-        self.store.cursor(of, reader)
-    }
-
-    fn cursors(&self, of: Log) -> BoxFuture<Result<Vec<(String, Place)>, EngineDown>> {
-        self.store.cursors(of)
-    }
-
-    fn advance(&self, of: Log, reader: String, to: Place, keep: Duration) -> BoxFuture<Result<Place, EngineDown>> {
-        self.store.advance(of, reader, to, keep)
-    }
-
-    fn trim(&self, log: Log, upto: Place) -> BoxFuture<Result<(), EngineDown>> {
-        self.store.trim(log, upto)
-    }
-
-    fn remove(&self, from: Log, place: Place) -> BoxFuture<Result<bool, EngineDown>> {
-        self.store.remove(from, place)
-    }
-
-    fn list(&self, after: Log, max: usize) -> BoxFuture<Result<Vec<(String, usize)>, EngineDown>> {
-        self.store.list(after, max)
-    }
+    passes_on!(read, cursor, cursors, advance, trim, remove, list);
 }
 
 /// While the store has no room for a dead letter, what was handled before it is noted and forgotten, what is behind it goes

@@ -1,5 +1,9 @@
 //! Letters that are stored after their callers were told that nobody knows.
 
+#[macro_use]
+#[path = "mailbox/passes_on.rs"]
+mod passes_on;
+
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -11,7 +15,7 @@ use std::{
 use bothways::{
     Class, ClientOptions, Push, Server, Target,
     cluster::memory::{MemoryBroker, MemoryEngine},
-    store::{AppendError, BoxFuture, EngineDown, Log, NewEntry, Page, Place, Store, Stored},
+    store::{AppendError, BoxFuture, EngineDown, Log, NewEntry, Page, Store, Stored},
     testing::{self, Network},
 };
 use tokio::time::{sleep, timeout};
@@ -58,29 +62,7 @@ impl Store for Slow {
         self.store.read(from, after, max)
     }
 
-    fn cursor(&self, of: Log, reader: String) -> BoxFuture<Result<Option<Place>, EngineDown>> {
-        self.store.cursor(of, reader)
-    }
-
-    fn cursors(&self, of: Log) -> BoxFuture<Result<Vec<(String, Place)>, EngineDown>> {
-        self.store.cursors(of)
-    }
-
-    fn advance(&self, of: Log, reader: String, to: Place, keep: Duration) -> BoxFuture<Result<Place, EngineDown>> {
-        self.store.advance(of, reader, to, keep)
-    }
-
-    fn trim(&self, log: Log, upto: Place) -> BoxFuture<Result<(), EngineDown>> {
-        self.store.trim(log, upto)
-    }
-
-    fn remove(&self, from: Log, place: Place) -> BoxFuture<Result<bool, EngineDown>> {
-        self.store.remove(from, place)
-    }
-
-    fn list(&self, after: Log, max: usize) -> BoxFuture<Result<Vec<(String, usize)>, EngineDown>> {
-        self.store.list(after, max)
-    }
+    passes_on!(cursor, cursors, advance, trim, remove, list);
 }
 
 /// A letter whose push was told that nobody knows, and that is stored later, reaches who is there: at each of the looks, and

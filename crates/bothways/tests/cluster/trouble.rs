@@ -10,7 +10,7 @@ use bothways::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::support::{join_with, next, nodes, nothing, until};
+use crate::support::{Node, join_with, next, nodes, nothing, until};
 
 /// Without mail, the sessions here get a push, and the others count as unreached at once.
 #[test]
@@ -188,9 +188,8 @@ fn all_leases_may_end_while_all_live() {
         let mut ann = other.client("ann").await;
         broker.faults().end_all_leases();
         until("both are back", || {
-            let back = |node: &crate::support::Node| {
-                node.server().nodes().is_some_and(|(me, others)| me != node.id && others.len() == 1)
-            };
+            let back =
+                |node: &Node| node.server().nodes().is_some_and(|(me, others)| me != node.id && others.len() == 1);
             back(&one) && back(&other)
         })
         .await;
@@ -330,21 +329,25 @@ fn a_node_that_leaves_is_never_lost() {
     });
 }
 
+/// One more node, which clients reach at this address.
+async fn join_at(broker: &MemoryBroker, address: &str) -> Node {
+    join_with(broker, |cluster| cluster.address(address)).await
+}
+
 /// Where a node died another one runs, at its address: its sessions are nowhere any more.
 #[test]
 fn a_node_in_the_place_of_another_one_ends_the_doubt() {
     testing::run(async {
         let broker = MemoryBroker::new();
         let [one] = nodes(&broker).await;
-        let at = |address: &'static str| join_with(&broker, move |cluster| cluster.address(address));
-        let other = at("tcp@10.0.0.7:8972").await;
+        let other = join_at(&broker, "tcp@10.0.0.7:8972").await;
         broker.faults().kill(other.id);
         until("one is alone", || one.server().nodes() == Some((one.id, vec![]))).await;
         sleep(Duration::from_secs(2)).await;
         assert!(one.push(&Target::user("ann"), "x").is_partial());
-        let _elsewhere = at("tcp@10.0.0.8:8972").await;
+        let _elsewhere = join_at(&broker, "tcp@10.0.0.8:8972").await;
         assert!(one.push(&Target::user("ann"), "x").is_partial());
-        let _there = at("tcp@10.0.0.7:8972").await;
+        let _there = join_at(&broker, "tcp@10.0.0.7:8972").await;
         let receipt = one.push(&Target::user("ann"), "x");
         receipt.handled().await;
         assert!(receipt.is_no_route(), "{receipt:?}");
@@ -357,10 +360,9 @@ fn a_node_that_was_replaced_at_once_is_not_named() {
     testing::run(async {
         let broker = MemoryBroker::new();
         let [one] = nodes(&broker).await;
-        let at = |address: &'static str| join_with(&broker, move |cluster| cluster.address(address));
-        let other = at("tcp@10.0.0.7:8972").await;
+        let other = join_at(&broker, "tcp@10.0.0.7:8972").await;
         broker.faults().kill(other.id);
-        let there = at("tcp@10.0.0.7:8972").await;
+        let there = join_at(&broker, "tcp@10.0.0.7:8972").await;
         let knows = |of: NodeId| one.server().nodes().is_some_and(|(_, others)| others.contains(&of));
         until("the lease of the dead one lives", || knows(there.id) && knows(other.id)).await;
         until("it has ended", || !knows(other.id)).await;

@@ -1,5 +1,8 @@
 //! Durable pushes: mailboxes, their devices, and what an operator does with them.
 
+#[macro_use]
+mod passes_on;
+
 mod devices;
 mod failures;
 mod kept;

@@ -57,10 +57,6 @@ impl Store for Stubborn {
         self.unless(Call::Read, self.store.read(from, after, max))
     }
 
-    fn cursor(&self, of: Log, reader: String) -> BoxFuture<Result<Option<Place>, EngineDown>> {
-        self.store.cursor(of, reader)
-    }
-
     fn cursors(&self, of: Log) -> BoxFuture<Result<Vec<(String, Place)>, EngineDown>> {
         self.unless(Call::Cursors, self.store.cursors(of))
     }
@@ -73,13 +69,7 @@ impl Store for Stubborn {
         self.unless(Call::Trim, self.store.trim(log, upto))
     }
 
-    fn remove(&self, from: Log, place: Place) -> BoxFuture<Result<bool, EngineDown>> {
-        self.store.remove(from, place)
-    }
-
-    fn list(&self, after: Log, max: usize) -> BoxFuture<Result<Vec<(String, usize)>, EngineDown>> {
-        self.store.list(after, max)
-    }
+    passes_on!(cursor, remove, list);
 }
 
 /// Letters that come before, while and after the store fails are all handled, once and in order, and forgotten.
